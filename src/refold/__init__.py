@@ -1,0 +1,66 @@
+"""refold: fold data into a small code and unfold it again.
+
+>>> import refold
+>>> ae = refold.Autoencoder(latent=2)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from refold.version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from refold import backbones, fields, latents, likelihoods, penalties
+    from refold.data import corruptions
+    from refold.errors import InputError
+    from refold.estimator import Autoencoder, InputWarning, load
+    from refold.recipes import recipes
+
+# Imported when first used, so that the command line answers before torch is loaded. A name is at
+# home in a module, or is a module itself.
+_HOMES = {
+    "Autoencoder": "refold.estimator",
+    "InputError": "refold.errors",
+    "InputWarning": "refold.estimator",
+    "load": "refold.estimator",
+    "recipes": "refold.recipes",
+}
+_ROOMS = {
+    "backbones": "refold.backbones",
+    "corruptions": "refold.data.corruptions",
+    "fields": "refold.fields",
+    "latents": "refold.latents",
+    "likelihoods": "refold.likelihoods",
+    "penalties": "refold.penalties",
+}
+
+__all__ = [
+    "Autoencoder",
+    "InputError",
+    "InputWarning",
+    "__version__",
+    "backbones",
+    "corruptions",
+    "fields",
+    "latents",
+    "likelihoods",
+    "load",
+    "penalties",
+    "recipes",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(_ROOMS[name])
+    if name not in _HOMES:
+        raise AttributeError(f"module 'refold' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

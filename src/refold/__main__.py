@@ -1,0 +1,5 @@
+"""``python -m refold``: the command line."""
+
+from refold.cli import main
+
+main()

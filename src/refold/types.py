@@ -1,0 +1,67 @@
+"""The values that travel through a model, and the shape legend every docstring uses.
+
+====== ==========================================================================
+B      rows of a batch
+E      entries of a field: columns of a block, pixels of an image, flattened
+P      numbers a likelihood needs per row (``E`` for a mean, more for classes)
+C      channels or width of a hidden state
+L      tokens, where a field is a sequence; vectors have no such axis
+D      size of the code
+====== ==========================================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows as tensors: one ``[B, *shape]`` per field, and which entries were observed.
+
+    ``observed[name]`` is a boolean ``[B, E]``, or None where every entry is. An entry that is
+    not observed holds the field's neutral value, so that it can be fed but never scored.
+    """
+
+    x: dict[str, Tensor]
+    observed: dict[str, Tensor | None]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.x.values())))
+
+    def rows(self, index: Tensor | slice) -> Batch:
+        """Rows by a tensor of positions or by a slice (a view)."""
+        if isinstance(index, slice):
+            return Batch(
+                {k: v[index] for k, v in self.x.items()},
+                {k: None if o is None else o[index] for k, o in self.observed.items()},
+            )
+        return Batch(
+            {k: v.index_select(0, index) for k, v in self.x.items()},
+            {k: None if o is None else o.index_select(0, index) for k, o in self.observed.items()},
+        )
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Copy to a device (no copy where it is there already)."""
+        return Batch(
+            {k: v.to(device) for k, v in self.x.items()},
+            {k: None if o is None else o.to(device) for k, o in self.observed.items()},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """What a latent makes of a hidden state.
+
+    ``z`` ``[B, D]`` (``[B, L, D]`` for tokens) is the code; ``terms`` are costs per row ``[B]``
+    that belong to the score; ``aux`` are scalar costs of the batch as a whole; ``stats`` are
+    figures to log, never optimised.
+    """
+
+    z: Tensor
+    terms: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    aux: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    stats: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
