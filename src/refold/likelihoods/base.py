@@ -1,0 +1,103 @@
+"""What every likelihood is: decoder outputs in, a distribution and its cost out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from refold.parts import Registry
+
+
+class Likelihood(nn.Module, ABC):
+    """The distribution of one field given the decoder's outputs.
+
+    ``params`` is ``[B, P]`` with ``P = self.width``; targets are ``[B, *shape]`` and are read
+    flat, as ``[B, E]``. ``sizes`` holds the number of levels of each entry for classes, and a one
+    per entry for numbers.
+    """
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.sizes = sizes
+
+    @property
+    def entries(self) -> int:
+        """Number of entries ``E``."""
+        return len(self.sizes)
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Decoder outputs per row, ``P``."""
+
+    @abstractmethod
+    def cells(self, params: Tensor, x: Tensor) -> Tensor:
+        """Negative log-likelihood of each entry, ``[B, E]``, in nats."""
+
+    @abstractmethod
+    def total(self, params: Tensor, x: Tensor) -> Tensor:
+        """Sum of :meth:`cells` over all rows and entries as one fused scalar: the fast path."""
+
+    @abstractmethod
+    def distribution(self, params: Tensor) -> Distribution:
+        """Return the torch distribution over the flat entries."""
+
+    @abstractmethod
+    def point(self, params: Tensor) -> Tensor:
+        """Best single value of each entry ``[B, E]``: a mean for numbers, a mode for classes."""
+
+    @abstractmethod
+    def draw(self, params: Tensor) -> Tensor:
+        """Draw values ``[B, E]`` where the spread is part of the model, else the point."""
+
+    @abstractmethod
+    def expected(self, params: Tensor) -> Tensor:
+        """Mean of :meth:`linear_view` under the distribution, ``[B, V]``."""
+
+    @abstractmethod
+    def linear_view(self, x: Tensor) -> Tensor:
+        """Targets as numbers a linear method can use, ``[B, V]``: classes become indicators."""
+
+    @abstractmethod
+    def spread(self, observed: Tensor) -> Tensor:
+        """Repeat a mask over entries ``[B, E]`` to the columns of :meth:`linear_view`."""
+
+    @abstractmethod
+    def marginal(self, x: Tensor, observed: Tensor | None) -> Tensor:
+        """Parameters ``[P]`` of the best constant prediction: where a decoder's bias starts."""
+
+    def nll(
+        self, params: Tensor, x: Tensor, observed: Tensor | None, weight: Tensor | float
+    ) -> Tensor:
+        """Weighted negative log-likelihood per row, ``[B]``; missing entries cost nothing."""
+        return self.weighted(params, x, observed, weight).sum(1)
+
+    def weighted(
+        self, params: Tensor, x: Tensor, observed: Tensor | None, weight: Tensor | float
+    ) -> Tensor:
+        """Weighted :meth:`cells`, ``[B, E]``, zero where not observed."""
+        cells = self.cells(params, x)
+        cells = cells if observed is None else cells.masked_fill(~observed, 0.0)
+        return cells if isinstance(weight, float) and weight == 1.0 else cells * weight
+
+    def mean_nll(
+        self, params: Tensor, x: Tensor, observed: Tensor | None, weight: Tensor | float
+    ) -> Tensor:
+        """Mean of :meth:`nll` over the rows, a scalar, by the fused path where it is equal."""
+        if observed is None and isinstance(weight, float):
+            return self.total(params, x) * (weight / len(x))
+        return self.weighted(params, x, observed, weight).sum() / len(x)
+
+
+likelihoods: Registry[Likelihood] = Registry("likelihood")
+register = likelihoods.register
+
+
+def observed_mean(x: Tensor, observed: Tensor | None) -> Tensor:
+    """Mean of each column over its observed rows, zero where a column has none."""
+    if observed is None:
+        return x.mean(0)
+    return torch.where(observed, x, 0).sum(0) / observed.sum(0).clamp_min(1)

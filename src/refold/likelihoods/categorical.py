@@ -1,0 +1,120 @@
+"""The likelihood of many categorical columns at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+from refold.likelihoods.base import Likelihood, register
+from refold.ops.segments import segment_log_softmax, segment_logsumexp
+
+
+@final
+class SegmentedCategorical(Distribution):
+    """Independent categoricals of different sizes whose logits lie side by side.
+
+    ``logits`` ``[B, S]`` with ``S = sum(sizes)``; values ``[B, K]`` of class indices.
+
+    >>> SegmentedCategorical(torch.zeros(2, 5), (2, 3)).log_prob(torch.zeros(2, 2)).exp()
+    tensor([[0.5000, 0.3333],
+            [0.5000, 0.3333]])
+    """
+
+    def __init__(self, logits: Tensor, sizes: tuple[int, ...]) -> None:
+        self.logits, self.sizes = logits, sizes
+        super().__init__(logits.shape[:1], torch.Size([len(sizes)]), validate_args=False)
+
+    @property
+    def arg_constraints(self) -> dict[str, constraints.Constraint]:
+        """Any logits are valid."""
+        return {}
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-probability of each column's class, ``[B, K]``."""
+        parts = [p.log_softmax(1) for p in self.logits.split(self.sizes, 1)]
+        chosen = [p.gather(1, value[:, [k]].long()) for k, p in enumerate(parts)]
+        return torch.cat(chosen, 1)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw a class for each column, by the Gumbel-max trick; ``sample_shape`` leads."""
+        shape = (*sample_shape, *self.logits.shape)
+        uniform = torch.rand(shape, device=self.logits.device).clamp_(1e-20, 1 - 1e-7)
+        noisy = self.logits - (-uniform.log()).log()
+        return torch.stack([p.argmax(-1) for p in noisy.split(self.sizes, -1)], -1)
+
+    @property
+    def mode(self) -> Tensor:
+        """Most probable class of each column, ``[B, K]``."""
+        return torch.stack([p.argmax(1) for p in self.logits.split(self.sizes, 1)], 1)
+
+
+@final
+@register("categorical")
+class Categorical(Likelihood):
+    r"""Cross-entropy on logits, one softmax per column, all columns in one pass.
+
+    .. math:: -\log p(x \mid l) = \log \sum_j e^{l_{kj}} - l_{k x_k}
+
+    Targets are class indices ``[B, K]``; a missing class is -1 and must not be observed.
+
+    >>> Categorical((2, 4)).cells(torch.zeros(1, 6), torch.zeros(1, 2, dtype=torch.long)).exp()
+    tensor([[2.0000, 4.0000]])
+    """
+
+    segment: Tensor
+    offset: Tensor
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        super().__init__(sizes)
+        counts = torch.tensor(sizes)
+        self.register_buffer(
+            "segment", torch.repeat_interleave(torch.arange(len(sizes)), counts), persistent=False
+        )
+        self.register_buffer("offset", counts.cumsum(0) - counts, persistent=False)
+
+    @property
+    def width(self) -> int:
+        """One logit per level of each column."""
+        return sum(self.sizes)
+
+    def cells(self, params: Tensor, x: Tensor) -> Tensor:
+        """Cross-entropy of each column."""
+        chosen = params.gather(1, x.clamp_min(0) + self.offset)
+        return segment_logsumexp(params, self.segment, self.entries) - chosen
+
+    def total(self, params: Tensor, x: Tensor) -> Tensor:
+        """Summed cross-entropy."""
+        return self.cells(params, x).sum()
+
+    def distribution(self, params: Tensor) -> Distribution:
+        """Return the segmented categorical."""
+        return SegmentedCategorical(params, self.sizes)
+
+    def point(self, params: Tensor) -> Tensor:
+        """Most probable class of each column."""
+        return SegmentedCategorical(params, self.sizes).mode
+
+    def draw(self, params: Tensor) -> Tensor:
+        """Draw a class for each column."""
+        return SegmentedCategorical(params, self.sizes).sample()
+
+    def expected(self, params: Tensor) -> Tensor:
+        """Probability of each level, ``[B, S]``."""
+        return segment_log_softmax(params, self.segment, self.entries).exp()
+
+    def linear_view(self, x: Tensor) -> Tensor:
+        """One indicator per level, ``[B, S]``; a missing class is all zeros."""
+        hot = torch.zeros(len(x), self.width, device=x.device)
+        return hot.scatter_(1, x.clamp_min(0) + self.offset, (x >= 0).float())
+
+    def spread(self, observed: Tensor) -> Tensor:
+        """Repeat each column's mask over its levels."""
+        return observed.index_select(1, self.segment)
+
+    def marginal(self, x: Tensor, observed: Tensor | None) -> Tensor:
+        """Return log-frequencies, with half a count for each level."""
+        return (self.linear_view(x).sum(0) + 0.5).log()

@@ -1,0 +1,1 @@
+"""Fast tensor functions without state, each tested against a plain reference."""
