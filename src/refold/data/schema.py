@@ -1,0 +1,252 @@
+"""What the data is: which column is of which kind, and the way to tensors and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from torch import Tensor
+
+from refold.errors import InputError, unknown
+from refold.fields import Categorical, Field, Image, Vector, fields
+from refold.fields.base import arrow_type, from_json, kind_of
+from refold.parts import PartSpec
+from refold.table import Arrow, Column, compute, Table
+from refold.types import Batch
+
+CODED = 10  # integers with at most so many values, each seen ten times, are codes of classes
+MANY = 1000  # levels above which text is no category
+
+Override = str | Field | None
+
+
+@dataclass(frozen=True)
+class Aside:
+    """A column that is not learnt: why, its type, and its value where it has but one."""
+
+    reason: str
+    type: str
+    value: Any = None
+    output: bool = True
+    """False for labels stored beside the data, which are not part of its rows."""
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Fields by name, the user's columns in order, and the columns set aside.
+
+    Columns of one kind and options share one field, so that cost does not grow with their number.
+    """
+
+    fields: Mapping[str, Field]
+    order: tuple[str, ...]
+    aside: Mapping[str, Aside] = field(default_factory=dict[str, Aside])
+    container: str = "pyarrow"
+
+    @classmethod
+    def fit(
+        cls,
+        table: Table,
+        rows: NDArray[np.int64],
+        overrides: Mapping[str, Override] | None = None,
+        ignore: Iterable[str] = (),
+    ) -> Schema:
+        """Infer kinds from all of ``table``, and learn scales and levels from the given ``rows``.
+
+        ``overrides`` maps a column to a kind (``"categorical"``, ``"numeric(likelihood='l1')"``)
+        or a field object. Raises :class:`InputError` for names that do not exist.
+        """
+        overrides = overrides or {}
+        for name in (*overrides, *ignore):
+            if name not in table.columns:
+                raise unknown("column", name, table.columns)
+        aside: dict[str, Aside] = {}
+        packed: dict[tuple[Field, str], list[str]] = {}
+        for name, column in table.columns.items():
+            kind = judge(name, column, overrides.get(name), name in ignore, name in table.aside)
+            if isinstance(kind, Aside):
+                aside[name] = kind
+            else:
+                packed.setdefault((kind, name if kind.block else ""), []).append(name)
+        training = table.take(rows)
+        fitted: dict[str, Field] = {}
+        for (template, block), names in packed.items():
+            own = dataclasses.replace(template, columns=tuple(names))
+            fitted[_free(block or kind_of(own), fitted)] = own.fit(training)
+        if not fitted:
+            reasons = "; ".join(f"'{k}' {a.reason}" for k, a in aside.items())
+            raise InputError(f"no column is left to learn from: {reasons or 'the data has none'}")
+        order = tuple(c for c in table.columns if c not in aside or aside[c].output)
+        return cls(fitted, order, aside, table.container.kind)
+
+    def encode(self, table: Table) -> tuple[Batch, list[str]]:
+        """Rows as tensors, and remarks on what had to be handled: new values, absent columns."""
+        notes = list[str]()
+        columns = dict(table.columns)
+        if len(self.fields) == 1 and len(columns) == 1:
+            columns = self._renamed(columns)
+        learnt = [c for f in self.fields.values() for c in f.columns]
+        absent = [c for c in learnt if c not in columns]
+        if len(absent) == len(learnt):
+            raise InputError(
+                f"none of the columns the model was trained on is in the data: expected "
+                f"{_some(learnt)}, got {_some(list(columns))}"
+            )
+        for name in absent:
+            columns[name] = self._nothing(name, len(table))
+            notes.append(f"column '{name}' is not in the data: every row counts as missing it")
+        extra = [c for c in columns if c not in learnt and c not in self.aside]
+        if extra:
+            notes.append(f"columns never seen in training are ignored: {_some(extra)}")
+        x: dict[str, Tensor] = {}
+        observed: dict[str, Tensor | None] = {}
+        for name, own in self.fields.items():
+            encoded = own.to_tensor(columns)
+            x[name], observed[name] = encoded.x, encoded.observed
+            notes += encoded.notes
+        return Batch(x, observed), notes
+
+    def decode(self, points: Mapping[str, Tensor], given: Table | None = None) -> dict[str, Column]:
+        """Values of every column in the user's order; columns set aside come from ``given``."""
+        values: dict[str, Column] = {}
+        for name, own in self.fields.items():
+            values |= own.to_values(points[name])
+        n = len(next(iter(points.values())))
+        for name, own in self.aside.items():
+            if not own.output:
+                continue
+            kept = given is not None and name in given.columns and own.value is None
+            values[name] = given.columns[name] if kept and given else _repeat(own, n)
+        return {name: values[name] for name in self.order}
+
+    def entries(self) -> list[str]:
+        """Name of every entry of every field, in the fields' order."""
+        return [e for f in self.fields.values() for e in f.entries]
+
+    def describe(self) -> list[str]:
+        """One line per field and per reason for setting columns aside."""
+        lines: list[str] = []
+        for name, own in self.fields.items():
+            if isinstance(own, Vector | Image):
+                lines.append(f"{name}: {kind_of(own)} of {'x'.join(map(str, own.shape))}")
+            else:
+                count = f"{len(own.columns)} {kind_of(own)}"
+                lines.append(f"{count}: {', '.join(own.columns)}")
+        lines += [f"set aside: {name} ({own.reason})" for name, own in self.aside.items()]
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "fields": {k: f.to_json() for k, f in self.fields.items()},
+            "order": list(self.order),
+            "aside": {k: dataclasses.asdict(a) for k, a in self.aside.items()},
+            "container": self.container,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Schema:
+        """Rebuild from :meth:`to_json`."""
+        return cls(
+            {k: from_json(f) for k, f in values["fields"].items()},
+            tuple(values["order"]),
+            {k: Aside(**a) for k, a in values["aside"].items()},
+            values["container"],
+        )
+
+    def _renamed(self, columns: dict[str, Column]) -> dict[str, Column]:
+        """Give the one block the name of the one field: arrays have no names of their own."""
+        own = next(iter(self.fields.values()))
+        name, column = next(iter(columns.items()))
+        if not own.block or not isinstance(column, np.ndarray):
+            return columns
+        flat = column.ndim == 2 and column.shape[1] == np.prod(own.cell)
+        return {own.columns[0]: column.reshape(len(column), *own.cell) if flat else column}
+
+    def _nothing(self, name: str, n: int) -> Column:
+        own = next(f for f in self.fields.values() if name in f.columns)
+        return np.full((n, *own.cell), np.nan) if own.block else pa.chunked_array([pa.nulls(n)])
+
+
+def judge(
+    name: str, column: Column, override: Override, ignored: bool, label: bool
+) -> Field | Aside:
+    """Kind of a column: the user's word, or what its values say; or why it is set aside."""
+    kind = "array" if isinstance(column, np.ndarray) else str(column.type)
+    if ignored:
+        return Aside("ignored as asked", kind)
+    if override is not None:
+        return fields.build(PartSpec.parse(override)) if isinstance(override, str) else override
+    if label:
+        return Aside("stored beside the data as labels", kind, output=False)
+    if isinstance(column, np.ndarray):
+        if column.ndim == 2:
+            return Vector()
+        return Image()
+    return judge_scalar(name, column)
+
+
+def judge_scalar(name: str, column: Arrow) -> Field | Aside:
+    """Kind of a scalar column by its type and how many different values it has."""
+    seen = column.drop_null()
+    if pa.types.is_floating(seen.type):
+        seen = seen.filter(compute.invert(compute.is_nan(seen)))
+    if len(seen) == 0:
+        raise InputError(
+            f"column '{name}' has no value in any row; remove it, or pass --ignore {name}"
+        )
+    distinct = compute.count_distinct(seen).as_py()
+    kind = str(column.type)
+    if distinct == 1:
+        constant = seen[0].as_py()
+        plain = constant if isinstance(constant, bool | int | float | str) else str(constant)
+        return Aside(f"the same in every row: {plain}", kind, plain)
+    if distinct == 2:
+        return fields["binary"]()
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        if distinct > MANY or (distinct > 5 and distinct > 0.5 * len(seen)):
+            return Aside(f"an identifier or free text: {distinct} values in {len(seen)} rows", kind)
+        return Categorical()
+    if _whole(seen):
+        if distinct == len(column) >= 20 and _counts(seen):
+            return Aside("a row number", kind)
+        if distinct <= CODED and len(seen) >= 10 * distinct:
+            return Categorical()
+    return fields["numeric"]()
+
+
+def _whole(column: Arrow) -> bool:
+    if pa.types.is_integer(column.type):
+        return True
+    return bool(
+        pa.types.is_floating(column.type) and compute.all(compute.equal(column, compute.round(column))).as_py()
+    )
+
+
+def _counts(column: Arrow) -> bool:
+    values = column.to_numpy()
+    return bool((np.diff(values) == 1).all())
+
+
+def _repeat(own: Aside, n: int) -> Column:
+    kind = arrow_type(own.type) if own.type != "array" else pa.null()
+    value = None if own.value is None else pa.scalar(own.value)
+    if value is None:
+        return pa.chunked_array([pa.nulls(n, kind)])
+    return pa.chunked_array([pa.repeat(value.cast(kind), n)])
+
+
+def _free(name: str, taken: Mapping[str, Any]) -> str:
+    if name not in taken:
+        return name
+    return next(f"{name}{i}" for i in range(2, len(taken) + 3) if f"{name}{i}" not in taken)
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(f"'{n}'" for n in names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

@@ -1,0 +1,155 @@
+"""What every field is, and the registry that names them."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Self
+
+import pyarrow as pa
+from torch import Tensor
+
+from refold.likelihoods import Likelihood, likelihoods
+from refold.parts import PartSpec, Registry
+from refold.table import Arrow, Column
+
+
+class Encoded(NamedTuple):
+    """A field's rows as tensors, and remarks on values that had to be handled."""
+
+    x: Tensor
+    observed: Tensor | None
+    notes: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field(ABC):
+    """A typed column, or a block of columns of one type that share a tensor and a head.
+
+    The keyword options are the user's; what :meth:`fit` learns is kept in a new frozen object, so
+    that a template can be fitted many times. ``likelihood`` names how the field is predicted and
+    scored (None: the kind's own default); ``weight`` multiplies its share of the objective.
+    """
+
+    block: ClassVar[bool] = False
+    """True where one column's cells are arrays; False where scalar columns are packed."""
+    native: ClassVar[str]
+    """Likelihood by default."""
+    smooth: ClassVar[bool] = False
+    """True where a sampled row is best shown by its mean, as pictures are."""
+
+    likelihood: str | None = None
+    weight: float = 1.0
+    columns: tuple[str, ...] = ()
+    missing: bool = False
+    """Whether training rows had missing entries, so that the encoder is told which."""
+
+    @abstractmethod
+    def fit(self, columns: Mapping[str, Column]) -> Self:
+        """Learn scale or levels from the columns, and nothing else."""
+
+    @abstractmethod
+    def to_tensor(self, columns: Mapping[str, Column]) -> Encoded:
+        """Encode values as ``x`` ``[B, *shape]`` and a mask ``[B, E]`` (None: all observed)."""
+
+    @abstractmethod
+    def to_values(self, point: Tensor) -> dict[str, Column]:
+        """Decode flat points ``[B, E]`` of the likelihood to the user's types and units."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one row of ``x``."""
+
+    @property
+    @abstractmethod
+    def cell(self) -> tuple[int, ...]:
+        """Shape of one value as the user gives it: ``()`` for a scalar column."""
+
+    @property
+    @abstractmethod
+    def sizes(self) -> tuple[int, ...]:
+        """Levels of each entry: 1 for a number."""
+
+    @property
+    @abstractmethod
+    def entries(self) -> tuple[str, ...]:
+        """Name of each entry, as causes and tables show it."""
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Columns that count as one share each when the objective is balanced."""
+        return self.columns
+
+    @property
+    @abstractmethod
+    def bounds(self) -> tuple[list[float], list[float]] | None:
+        """Range of each entry of ``x`` in training, for numbers; None where levels bound it."""
+
+    def head(self, default: str | None = None) -> Likelihood:
+        """Build the likelihood: the user's, else ``default``, else the kind's own."""
+        spec = PartSpec.parse(self.likelihood or default or self.native)
+        return likelihoods.build(spec, self.sizes)
+
+    def __str__(self) -> str:
+        """Write the user's own options in the parts' small language."""
+        learnt = {"columns", "missing", "mean", "std", "low", "high", "types", "levels", "dtype"}
+        options = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name not in learnt and getattr(self, f.name) != f.default
+        }
+        return str(PartSpec(kind_of(self), options))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the options and what was learnt, as plain values."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {"kind": kind_of(self), **values}
+
+
+fields: Registry[Field] = Registry("field kind")
+register = fields.register
+
+
+def kind_of(field: Field) -> str:
+    """Registered name of a field's class."""
+    return next(name for name in fields if fields[name] is type(field))
+
+
+def from_json(values: Mapping[str, Any]) -> Field:
+    """Rebuild a field from :meth:`Field.to_json`; lists become tuples again."""
+    options = {k: _tuples(v) for k, v in values.items() if k != "kind"}
+    return fields.build(PartSpec(str(values["kind"]), options))
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def scalar(column: Column) -> Arrow:
+    """Narrow a column to scalars."""
+    assert isinstance(column, pa.ChunkedArray)
+    return column
+
+
+def arrow_type(text: str) -> Arrow:
+    """Parse the text of an Arrow type, time zones included.
+
+    >>> arrow_type("timestamp[us, tz=UTC]")
+    TimestampType(timestamp[us, tz=UTC])
+    """
+    if text.startswith("timestamp[") and ", tz=" in text:
+        unit, zone = text[len("timestamp[") : -1].split(", tz=")
+        return pa.timestamp(unit, zone)
+    aliases = {
+        "large_string": pa.large_string(),
+        "date32[day]": pa.date32(),
+        "date64[ms]": pa.date64(),
+        "string_view": pa.string_view(),
+        "float": pa.float32(),
+        "double": pa.float64(),
+        "halffloat": pa.float16(),
+    }
+    return aliases.get(text) or pa.type_for_alias(text)

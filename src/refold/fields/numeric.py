@@ -1,0 +1,208 @@
+"""Continuous columns, packed into one block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self, final
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from refold.errors import InputError
+from refold.fields.base import Encoded, Field, arrow_type, register, scalar
+from refold.table import Arrow, Column, compute
+
+FAR = 1e6  # standard deviations; squares of more would leave single precision
+
+
+@final
+@register("numeric")
+@dataclass(frozen=True, kw_only=True)
+class Numeric(Field):
+    r"""Numbers, standardised per column: :math:`x = (v - \bar v) / s`.
+
+    Means and standard deviations are taken over the observed training cells, in float64. Dates
+    and times count as numbers. Integers come back rounded, in their own type.
+
+    >>> import pyarrow as pa
+    >>> column = {"age": pa.chunked_array([[20, 30, None]])}
+    >>> field = Numeric(columns=("age",)).fit(column)
+    >>> field.to_tensor(column).x
+    tensor([[-1.],
+            [ 1.],
+            [ 0.]])
+    >>> field.to_values(torch.tensor([[0.02]]))["age"].to_pylist()
+    [25]
+    """
+
+    native: ClassVar[str] = "mse"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    types: tuple[str, ...] = ()
+
+    def fit(self, columns: Mapping[str, Column]) -> Self:
+        """Learn each column's mean, standard deviation, range and type."""
+        values = self._matrix(columns)
+        scale = Scale.of(values)
+        return replace(
+            self,
+            mean=tuple(scale.mean.tolist()),
+            std=tuple(scale.std.tolist()),
+            low=tuple(scale.low.tolist()),
+            high=tuple(scale.high.tolist()),
+            missing=bool(np.isnan(values).any()),
+            types=tuple(str(scalar(columns[c]).type) for c in self.columns),
+        )
+
+    def to_tensor(self, columns: Mapping[str, Column]) -> Encoded:
+        """Standardise; a missing cell becomes 0, its mean."""
+        values = self._matrix(columns)
+        refuse_infinite(values, self.columns)
+        x = standardise(values, np.array(self.mean), np.array(self.std))
+        notes = far_out(x, np.array(self.low), np.array(self.high), self.columns)
+        return Encoded(*tensors(x), notes)
+
+    def to_values(self, point: Tensor) -> dict[str, Column]:
+        """Return to units, and to each column's own type."""
+        values = point.double().cpu().numpy() * np.array(self.std) + np.array(self.mean)
+        return {
+            c: to_arrow(values[:, i], arrow_type(t))
+            for i, (c, t) in enumerate(zip(self.columns, self.types, strict=True))
+        }
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One number per column."""
+        return (len(self.columns),)
+
+    @property
+    def cell(self) -> tuple[int, ...]:
+        """Columns of scalars."""
+        return ()
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Numbers have one level."""
+        return (1,) * len(self.columns)
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """Return the column names."""
+        return self.columns
+
+    @property
+    def bounds(self) -> tuple[list[float], list[float]]:
+        """Standardised training range."""
+        return list(self.low), list(self.high)
+
+    def _matrix(self, columns: Mapping[str, Column]) -> NDArray[np.float64]:
+        values = [numbers(scalar(columns[c]), c) for c in self.columns]
+        return np.stack(values, axis=1)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Mean, standard deviation (1 where constant) and standardised range of each column."""
+
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, values: NDArray[Any], pooled: bool = False) -> Scale:
+        """Learn from ``values`` ``[n, E]``, NaN where missing; ``pooled`` shares one deviation."""
+        seen = ~np.isnan(values)
+        count = np.maximum(seen.sum(0), 1)
+        mean = np.where(seen, values, 0.0).sum(0, dtype=np.float64) / count
+        centred = np.where(seen, values - mean, 0.0)
+        variance = np.square(centred).sum(0) / count
+        if pooled:
+            variance = np.full_like(variance, variance.mean())
+        std = np.sqrt(variance)
+        # Rounding leaves a constant column of large values a deviation that is not quite zero.
+        std = np.where(std > 1e-12 * np.maximum(1.0, np.abs(mean)), std, 1.0)
+        return cls(mean, std, centred.min(0) / std, centred.max(0) / std)
+
+
+def numbers(column: Arrow, name: str) -> NDArray[np.float64]:
+    """Cast a scalar column to float64, NaN where missing; text that is no number is an error."""
+    kind = column.type
+    if pa.types.is_temporal(kind):
+        column = column.cast(pa.int32() if kind in (pa.date32(), pa.time32("s")) else pa.int64())
+    try:
+        floats = column.cast(pa.float64(), safe=False)
+    except pa.ArrowInvalid as error:
+        raise InputError(
+            f"column '{name}' was learnt as numbers, but holds text that is no number: {error}"
+        ) from error
+    except pa.ArrowNotImplementedError as error:
+        raise InputError(f"column '{name}' has type {kind}, which is no number") from error
+    return compute.fill_null(floats, float("nan")).to_numpy()
+
+
+def to_arrow(values: NDArray[np.float64], kind: Arrow) -> Arrow:
+    """Cast float64 values to an Arrow type: integers and times are rounded and kept in range."""
+    if pa.types.is_integer(kind):
+        edge = np.iinfo(kind.to_pandas_dtype())
+        # float64 cannot hold the last int64; stay a little inside so that the cast is exact.
+        top = float(edge.max) if edge.bits < 64 else np.nextafter(float(edge.max), 0.0)
+        clipped = np.clip(np.rint(values), float(edge.min), top)
+        return pa.chunked_array([pa.array(clipped.astype(kind.to_pandas_dtype()))])
+    if pa.types.is_temporal(kind):
+        whole = pa.array(np.rint(values).astype(np.int64))
+        narrow = kind in (pa.date32(), pa.time32("s"), pa.time32("ms"))
+        return pa.chunked_array([(whole.cast(pa.int32()) if narrow else whole).cast(kind)])
+    if pa.types.is_boolean(kind):
+        return pa.chunked_array([pa.array(values > 0.5)])
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return pa.chunked_array([pa.array(values).cast(kind)])
+    return pa.chunked_array([pa.array(values).cast(kind, safe=False)])
+
+
+def refuse_infinite(values: NDArray[Any], names: tuple[str, ...]) -> None:
+    """Raise for the first infinite value, naming its column and row."""
+    if not np.isinf(values).any():
+        return
+    row, column = (int(i[0]) for i in np.nonzero(np.isinf(values)))
+    raise InputError(
+        f"column '{names[column]}' holds infinity in row {row}: Input contains infinity, expected "
+        f"finite numbers or missing values; replace it or leave the cell empty"
+    )
+
+
+def standardise(
+    values: NDArray[Any], mean: NDArray[np.float64], std: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Centre and scale in float64, kept within what single precision can square."""
+    return np.clip((values - mean) / std, -FAR, FAR)
+
+
+def tensors(x: NDArray[Any]) -> tuple[Tensor, Tensor | None]:
+    """Single-precision tensor with 0 for NaN, and the mask of what was there (None: all)."""
+    absent = np.isnan(x)
+    if not absent.any():
+        return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)), None
+    filled = np.where(absent, 0.0, x).astype(np.float32)
+    return torch.from_numpy(filled), torch.from_numpy(~absent).flatten(1)
+
+
+def far_out(
+    x: NDArray[np.float64],
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    names: tuple[str, ...],
+) -> list[str]:
+    """Remark on columns with values more than ten standard deviations outside the training range."""
+    far = ((x < low - 10) | (x > high + 10)).sum(0)
+    return [
+        f"column '{names[i]}': {far[i]} values more than ten standard deviations outside the "
+        f"training range"
+        for i in np.flatnonzero(far)[:5]
+    ]

@@ -1,0 +1,135 @@
+"""A block of numbers that belong together: one row of an array."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self, final
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from refold.errors import InputError
+from refold.fields.base import Encoded, Field, register
+from refold.fields.numeric import Scale, far_out, refuse_infinite, standardise, tensors
+from refold.table import Column
+
+
+@final
+@register("vector")
+@dataclass(frozen=True, kw_only=True)
+class Vector(Field):
+    r"""A row of ``d`` numbers, ``[n, d]``, centred and scaled.
+
+    ``scale="standard"`` divides each entry by its own standard deviation, ``"pooled"`` all
+    entries by one, so that entries of one unit (pixels, spectra) keep their relative size.
+    ``"auto"`` pools where most entries share the same smallest and largest value, as pixels do.
+    """
+
+    block: ClassVar[bool] = True
+    native: ClassVar[str] = "mse"
+    scale: str = "auto"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    dtype: str = "float64"
+
+    def __post_init__(self) -> None:
+        if self.scale not in ("auto", "standard", "pooled"):
+            raise InputError(f"scale is '{self.scale}'; expected 'auto', 'standard' or 'pooled'")
+
+    def fit(self, columns: Mapping[str, Column]) -> Self:
+        """Learn each entry's mean, scale and range."""
+        given = block(columns, self.columns[0])
+        values = given.astype(np.float64).reshape(len(given), -1)
+        refuse_infinite(values, tuple(f"{self.columns[0]}{i}" for i in range(values.shape[1])))
+        pooled = self.scale == "pooled" or (self.scale == "auto" and same_unit(values))
+        scale = Scale.of(values, pooled)
+        return replace(
+            self,
+            mean=tuple(scale.mean.tolist()),
+            std=tuple(scale.std.tolist()),
+            low=tuple(scale.low.tolist()),
+            high=tuple(scale.high.tolist()),
+            missing=bool(np.isnan(values).any()),
+            dtype=str(given.dtype),
+        )
+
+    def to_tensor(self, columns: Mapping[str, Column]) -> Encoded:
+        """Standardise; a missing entry becomes 0, its mean."""
+        values = block(columns, self.columns[0])
+        values = values.reshape(len(values), -1)
+        if values.shape[1] != len(self.mean):
+            raise InputError(
+                f"field '{self.columns[0]}' has {values.shape[1]} numbers a row, but "
+                f"{len(self.mean)} in training; give rows of {len(self.mean)}"
+            )
+        refuse_infinite(values, self.entries)
+        x = standardise(values, np.array(self.mean), np.array(self.std))
+        return Encoded(
+            *tensors(x), far_out(x, np.array(self.low), np.array(self.high), self.entries)
+        )
+
+    def to_values(self, point: Tensor) -> dict[str, Column]:
+        """Return to the array's units and type."""
+        values = point.double().cpu().numpy() * np.array(self.std) + np.array(self.mean)
+        return {self.columns[0]: as_dtype(values, np.dtype(self.dtype))}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One number per entry."""
+        return (len(self.mean),)
+
+    @property
+    def cell(self) -> tuple[int, ...]:
+        """One number per entry."""
+        return (len(self.mean),)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Numbers have one level."""
+        return (1,) * len(self.mean)
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """Return the block's name and the entry's position."""
+        return tuple(f"{self.columns[0]}{i}" for i in range(len(self.mean)))
+
+    @property
+    def bounds(self) -> tuple[list[float], list[float]]:
+        """Standardised training range."""
+        return list(self.low), list(self.high)
+
+
+def block(columns: Mapping[str, Column], name: str) -> NDArray[Any]:
+    """Narrow a column to a block."""
+    values = columns[name]
+    if not isinstance(values, np.ndarray):
+        raise InputError(
+            f"field '{name}' was learnt from arrays, but now holds one value a row "
+            f"({values.type}); give arrays again"
+        )
+    return values
+
+
+def same_unit(values: NDArray[np.float64]) -> bool:
+    """Whether most columns share one smallest and many one largest value, as pixels do."""
+    if values.shape[1] < 16 or np.isnan(values).any():
+        return False
+    low, high = values.min(0), values.max(0)
+    span = high.max() - low.min()
+    at_floor = (low <= low.min() + 0.01 * span).mean()
+    at_ceiling = (high >= high.max() - 0.1 * span).mean()
+    return bool(at_floor > 0.8 and at_ceiling > 0.4)
+
+
+def as_dtype(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Cast to an array type: integers are rounded and kept in range, booleans split at one half."""
+    if dtype.kind in "iu":
+        edge = np.iinfo(dtype)
+        return np.clip(np.rint(values), edge.min, edge.max).astype(dtype)
+    if dtype.kind == "b":
+        return values > 0.5
+    return values.astype(dtype if dtype.kind == "f" else np.float64)
