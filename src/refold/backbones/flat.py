@@ -1,0 +1,88 @@
+"""Backbones without layers: the field's numbers, or an embedding of its classes, as they are."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from refold.backbones.base import Backbone, Geometry, register, with_mask
+
+
+@final
+@register("flat")
+class Flat(Backbone):
+    """Numbers pass through, flattened; the dense body shared by all fields does the rest.
+
+    Where entries can be missing, the mask of what is there follows the numbers.
+    """
+
+    def __init__(self, geometry: Geometry) -> None:
+        super().__init__(geometry)
+
+    @property
+    def encoded(self) -> int:
+        """One number per entry, and one per mask entry."""
+        return len(self.geometry.sizes) * (2 if self.geometry.missing else 1)
+
+    @property
+    def decoded(self) -> int:
+        """Return the likelihood's parameters themselves."""
+        return self.geometry.params
+
+    def encode(self, x: Tensor, visible: Tensor | None) -> Tensor:
+        """Flatten, and append the mask."""
+        return with_mask(x.flatten(1), visible, self.geometry)
+
+    def decode(self, h: Tensor) -> Tensor:
+        """Pass through."""
+        return h
+
+    def start_at(self, params: Tensor) -> bool:
+        """Leave it to the body, whose last layer gives the parameters."""
+        return False
+
+
+@final
+@register("embed")
+class Embed(Backbone):
+    """Classes become learnt vectors: all columns share one table, each with its own rows.
+
+    A missing class has a row of its own, so the encoder is told. ``width`` numbers per column.
+
+    Source: Guo & Berkhahn, Entity Embeddings of Categorical Variables, 2016 (arXiv:1604.06737).
+    """
+
+    offset: Tensor
+
+    def __init__(self, geometry: Geometry, *, width: int = 8) -> None:
+        super().__init__(geometry)
+        self.width = width
+        rows = torch.tensor(geometry.sizes) + 1
+        self.table = nn.Parameter(torch.randn(int(rows.sum()), width) / width**0.5)
+        self.register_buffer("offset", rows.cumsum(0) - rows + 1, persistent=False)
+
+    @property
+    def encoded(self) -> int:
+        """``width`` numbers per column."""
+        return len(self.geometry.sizes) * self.width
+
+    @property
+    def decoded(self) -> int:
+        """Return the logits themselves."""
+        return self.geometry.params
+
+    def encode(self, x: Tensor, visible: Tensor | None) -> Tensor:
+        """Look up each column's class; -1 is the row before its first."""
+        classes = x if visible is None else x.masked_fill(~visible, -1)
+        return F.embedding(classes + self.offset, self.table).flatten(1)
+
+    def decode(self, h: Tensor) -> Tensor:
+        """Pass through."""
+        return h
+
+    def start_at(self, params: Tensor) -> bool:
+        """Leave it to the body, whose last layer gives the logits."""
+        return False

@@ -1,0 +1,54 @@
+"""What every latent is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from refold.errors import InputError
+from refold.parts import Registry
+from refold.types import Code
+
+
+class Latent(nn.Module, ABC):
+    """The bottleneck: turns a hidden state ``h`` ``[*, width]`` into a code ``z`` ``[*, size]``.
+
+    The first argument is the size of the code, the keyword-only ones are its hyperparameters. The
+    encoder ends in a linear map to :attr:`width` numbers, so a latent needs no layer of its own.
+    """
+
+    generative: ClassVar[bool] = False
+    """Whether codes follow a known prior, so that :meth:`sample` can draw new ones."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        if size < 1:
+            raise InputError(f"the latent size is {size}; it must be 1 or more")
+        self.size = size
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Numbers per code the encoder must give."""
+
+    @abstractmethod
+    def forward(self, h: Tensor) -> Code:
+        """Code of a hidden state; random only in training."""
+
+    @abstractmethod
+    def sample(self, n: int) -> Tensor:
+        """Draw ``n`` codes ``[n, size]`` from the prior; an error where there is none."""
+
+    def no_prior(self) -> InputError:
+        """Build the error of a latent that cannot sample: it names those that can."""
+        able = ", ".join(name for name in latents if latents[name].generative)
+        return InputError(
+            f"a model with the latent '{latents.spec(self).name}' cannot sample: its codes follow "
+            f"no known distribution; fit with one of these latents: {able} (--recipe vae)"
+        )
+
+
+latents: Registry[Latent] = Registry("latent")
+register = latents.register

@@ -1,0 +1,131 @@
+"""The wiring: fields to code and back, and the objective as a sum of named terms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from refold.backbones import Backbone
+from refold.fusion import Fusion
+from refold.latents import Latent
+from refold.likelihoods import Likelihood
+from refold.penalties import Penalty
+from refold.types import Batch, Code
+
+
+@final
+class Model(nn.Module):
+    """Backbones, fusion, latent and likelihoods, wired; no flag for any one family.
+
+    Each field's negative log-likelihood is multiplied by its weight (:meth:`weigh`).
+    """
+
+    def __init__(
+        self,
+        backbones: dict[str, Backbone],
+        fusion: Fusion,
+        latent: Latent,
+        likelihoods: dict[str, Likelihood],
+        penalties: tuple[Penalty, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.names = tuple(backbones)
+        # Module names may not hold dots, and field names are the user's own.
+        self._backbones = nn.ModuleList(backbones.values())
+        self._likelihoods = nn.ModuleList(likelihoods[k] for k in self.names)
+        self.fusion = fusion
+        self.latent = latent
+        self.backbones = dict(backbones)
+        self.likelihoods = {k: likelihoods[k] for k in self.names}
+        self.penalties = nn.ModuleList(penalties)
+        self._scalars = dict.fromkeys(self.names, 1.0)
+
+    def weigh(self, weights: dict[str, tuple[float, ...]]) -> None:
+        """Set each field's weights: one number, or one per entry."""
+        for i, name in enumerate(self.names):
+            given = weights[name]
+            if len(given) == 1:
+                self._scalars[name] = given[0]
+            else:
+                device = self.fusion.last_bias().device
+                self.register_buffer(
+                    f"weight{i}", torch.tensor(given, device=device), persistent=False
+                )
+
+    def weight(self, name: str) -> Tensor | float:
+        """Weight of a field: a number, or ``[E]``."""
+        own = self._buffers.get(f"weight{self.names.index(name)}")
+        return self._scalars[name] if own is None else own
+
+    def encode(self, batch: Batch) -> Code:
+        """Code of a batch."""
+        hidden = {k: b.encode(batch.x[k], batch.observed[k]) for k, b in self.backbones.items()}
+        return self.latent(self.fusion.encode(hidden))
+
+    def decode(self, z: Tensor) -> dict[str, Tensor]:
+        """Likelihood parameters ``{field: [B, P]}`` of codes ``[B, D]``."""
+        hidden = self.fusion.decode(z)
+        return {k: b.decode(hidden[k]) for k, b in self.backbones.items()}
+
+    def forward(self, batch: Batch, target: Batch | None = None) -> Output:
+        """Run a (corrupted) batch against its clean ``target``, by default itself."""
+        code = self.encode(batch)
+        return Output(self, batch if target is None else target, code, self.decode(code.z))
+
+
+@dataclass(frozen=True, eq=False)
+class Output:
+    """What a pass gives; each figure is computed when it is asked for.
+
+    ``score = Σ weight·nll + Σ terms`` per row and ``loss = mean(score) + Σ aux``: training and
+    scoring are one computation.
+    """
+
+    model: Model
+    target: Batch
+    code: Code
+    params: dict[str, Tensor]
+
+    @cached_property
+    def cells(self) -> dict[str, Tensor]:
+        """Weighted cost of each entry ``{field: [B, E]}``; missing entries cost nothing."""
+        m, t = self.model, self.target
+        return {
+            k: m.likelihoods[k].weighted(p, t.x[k], t.observed[k], m.weight(k))
+            for k, p in self.params.items()
+        }
+
+    @cached_property
+    def nll(self) -> dict[str, Tensor]:
+        """Weighted cost of each field per row, ``{field: [B]}``."""
+        return {k: c.sum(1) for k, c in self.cells.items()}
+
+    @cached_property
+    def score(self) -> Tensor:
+        """Cost per row ``[B]``: the higher, the more unusual."""
+        return torch.stack([*self.nll.values(), *self.code.terms.values()]).sum(0)
+
+    @cached_property
+    def terms(self) -> dict[str, Tensor]:
+        """Means over the batch of every cost, by name: scalars, by the fused path."""
+        m, t = self.model, self.target
+        fitted = {
+            k: m.likelihoods[k].mean_nll(p, t.x[k], t.observed[k], m.weight(k))
+            for k, p in self.params.items()
+        }
+        terms = fitted | {k: v.mean() for k, v in self.code.terms.items()} | self.code.aux
+        for penalty in m.penalties:
+            terms |= penalty(m, t, self.code)
+        return terms
+
+    @cached_property
+    def loss(self) -> Tensor:
+        """Return the objective: a scalar."""
+        first, *others = self.terms.values()
+        for term in others:
+            first = first + term
+        return first

@@ -1,0 +1,22 @@
+"""What every penalty is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from refold.parts import Registry
+from refold.types import Batch, Code
+
+
+class Penalty(nn.Module, ABC):
+    """A cost that needs the model itself or networks of its own; all arguments are keyword-only."""
+
+    @abstractmethod
+    def forward(self, model: nn.Module, batch: Batch, code: Code) -> dict[str, Tensor]:
+        """Scalar costs of a batch by name; each is added to the objective and logged."""
+
+
+penalties: Registry[Penalty] = Registry("penalty")
+register = penalties.register
