@@ -1,0 +1,259 @@
+"""The commands, one function each."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from refold.cli.screen import progress_bar, remark, say
+from refold.version import VERSION
+
+if TYPE_CHECKING:
+    from refold.estimator import Autoencoder
+
+app = typer.Typer(
+    name="refold",
+    help="Fold data into a small code and unfold it again.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DATA_HELP = "table (.csv .tsv .parquet .feather .jsonl), array (.npy .npz), IDX, image folder, glob"
+Data = Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="folder that 'refold fit' wrote")]
+OutFile = Annotated[Path, typer.Option("--out", help="file to write; the ending says the format")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print nothing but errors")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False,
+) -> None:
+    """Fold data into a small code and unfold it again."""
+    if show:
+        print(f"refold {VERSION}")
+        raise typer.Exit
+
+
+@app.command()
+def fit(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="folder to write the model to")],
+    recipe: Annotated[str | None, typer.Option(help="see 'refold recipes'")] = None,
+    latent: Annotated[int | None, typer.Option(help="size of the code")] = None,
+    epochs: Annotated[int | None, typer.Option(help="passes over the rows")] = None,
+    seed: Annotated[int, typer.Option(help="everything random follows from it")] = 0,
+    ignore: Annotated[list[str] | None, typer.Option(help="column to leave out")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value: lr=0.002, latent.k=8, field.COL=categorical"),
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Learn a model from DATA and write it to the folder --out."""
+    from refold.cli.settings import constructor_arguments
+    from refold.data.sinks import check_writable
+
+    check_writable(out)
+    arguments = constructor_arguments(
+        recipe=recipe, latent=latent, epochs=epochs, seed=seed,
+        ignore=ignore or (), settings=settings or (),
+    )  # fmt: skip
+    ae = _fitted(arguments, data, out, quiet or as_json)
+    say(summary(ae, out), facts(ae, out), as_json=as_json, quiet=quiet)
+    if ae.run_.stopped == "interrupted":
+        remark(f"interrupted: the best model so far is kept in {out}")
+        raise typer.Exit(130)
+
+
+@app.command()
+def embed(
+    model: Model, data: Data, out: OutFile, quiet: Quiet = False, as_json: Json = False
+) -> None:
+    """Write the code of every row of DATA."""
+    ae, table = _opened(model, data, out)
+    with _remarks(quiet):
+        codes = ae.transform(table)
+    names = ae.get_feature_names_out()
+    array = out.suffix in (".npy", ".npz")
+    columns = {"code": codes} if array else {n: codes[:, i] for i, n in enumerate(names)}
+    _write(columns, out, f"{len(codes)} codes of {codes.shape[1]} numbers", quiet, as_json)
+
+
+@app.command()
+def reconstruct(
+    model: Model, data: Data, out: OutFile, quiet: Quiet = False, as_json: Json = False
+) -> None:
+    """Write every row of DATA as the model sees it, missing cells filled."""
+    from refold.data.sources import read
+
+    ae, table = _opened(model, data, out)
+    with _remarks(quiet):
+        rebuilt = read(ae.reconstruct(table))
+        error = ae.squared_error(table)
+    text = f"{len(rebuilt)} rows; squared error {error:.4g} a row in the model's own scale"
+    _write(dict(rebuilt.columns), out, text, quiet, as_json, squared_error=error)
+
+
+@app.command()
+def score(
+    model: Model,
+    data: Data,
+    out: OutFile,
+    alpha: Annotated[float, typer.Option(help="flag rows with a p-value up to this")] = 0.01,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Write score, p_value, is_anomaly and cause of every row of DATA, in order."""
+    ae, table = _opened(model, data, out)
+    with _remarks(quiet):
+        judged = ae.judge(table, alpha)
+    flagged = int(judged["is_anomaly"].sum())
+    text = f"{len(judged['score'])} rows scored, {flagged} of them anomalies at alpha {alpha}"
+    _write(judged, out, text, quiet, as_json, anomalies=flagged)
+
+
+@app.command()
+def sample(
+    model: Model,
+    out: OutFile,
+    n: Annotated[int, typer.Option("--n", help="rows to draw")] = 10,
+    seed: Annotated[int | None, typer.Option(help="the same seed gives the same rows")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Write new rows drawn from a generative model."""
+    from refold.data.sinks import check_writable
+    from refold.data.sources import read
+    from refold.estimator import load
+
+    check_writable(out)
+    drawn = read(load(model).sample(n, seed))
+    _write(dict(drawn.columns), out, f"{len(drawn)} rows drawn", quiet, as_json)
+
+
+@app.command()
+def report(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", help="HTML file to write")],
+    data: Annotated[str | None, typer.Argument(metavar="[DATA]", help="rows to show")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Write one self-contained HTML page about the model, with rows of DATA if given."""
+    from refold.data.sinks import check_writable
+    from refold.estimator import load
+    from refold.report import write
+
+    check_writable(out)
+    with _remarks(quiet):
+        write(load(model), out, data)
+    say([f"wrote {out}"], {"out": out}, as_json=as_json, quiet=quiet)
+
+
+@app.command()
+def recipes(as_json: Json = False) -> None:
+    """List the recipes, a line each."""
+    from refold.recipes import recipes as listed
+
+    names = listed()
+    wide = max(map(len, names))
+    lines = [f"{name:<{wide}}  {line}" for name, line in names.items()]
+    say(lines, names, as_json=as_json, quiet=False)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="folder for everything")] = Path("refold-demo"),
+    quiet: Quiet = False,
+) -> None:
+    """Do the whole job on handwritten digits: fit, embed, reconstruct, score, sample, report."""
+    from refold.cli.demo import run
+
+    run(out, quiet=quiet)
+
+
+def _fitted(arguments: dict[str, Any], data: str, out: Path, hidden: bool) -> Autoencoder:
+    """Read, train with a progress bar, and save."""
+    from refold.data.sources import read
+    from refold.estimator import Autoencoder
+
+    table = read(data)
+    with warnings.catch_warnings(), progress_bar("training", hidden=hidden) as watch:
+        warnings.simplefilter("ignore")
+        ae = Autoencoder(**arguments).fit(table, watch=watch)
+    ae.save(out)
+    return ae
+
+
+def _opened(model: Path, data: str, out: Path) -> tuple[Autoencoder, Any]:
+    from refold.data.sinks import check_writable
+    from refold.data.sources import read
+    from refold.estimator import load
+
+    check_writable(out)
+    return load(model), read(data)
+
+
+@contextmanager
+def _remarks(quiet: bool) -> Generator[None]:
+    """Print the warnings about the input, each once, as remarks."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for text in dict.fromkeys(str(w.message) for w in caught):
+        if not quiet:
+            remark(text)
+
+
+def _write(
+    columns: dict[str, Any], out: Path, text: str, quiet: bool, as_json: bool, **facts: Any
+) -> None:
+    from refold.data.sinks import write
+
+    write(columns, out)
+    say([f"wrote {out}: {text}"], {"out": out, **facts}, as_json=as_json, quiet=quiet)
+
+
+def summary(ae: Autoencoder, out: Path) -> list[str]:
+    """Return what was read, what was chosen and why, and how good it is, for people."""
+    size = ae.spec_.size
+    return [
+        f"read    {ae.n_rows_:,} rows",
+        *(f"        {line}" for line in (*ae.schema_.describe(), *ae.notes_)),
+        f"chose   recipe {ae.recipe_}, latent size {size}, {ae.plan_.sentence()}",
+        *(f"        {reason}" for reason in ae.reasons_),
+        f"trained {ae.run_.seconds:.1f} s; stopped: {ae.run_.stopped}",
+        f"result  {ae.quality_.sentence(size)}",
+        f"        ({ae.quality_.rows:,} {'held-out' if ae.calibration_.held_out else 'training'} "
+        f"rows; squared error {ae.quality_.squared_error:.4g} a row in the model's own scale)",
+        f"saved   {out}",
+    ]
+
+
+def facts(ae: Autoencoder, out: Path) -> dict[str, Any]:
+    """Return the same for machines."""
+    return {
+        "out": str(out),
+        "rows": ae.n_rows_,
+        "fields": {k: list(f.columns) for k, f in ae.schema_.fields.items()},
+        "aside": {k: a.reason for k, a in ae.schema_.aside.items()},
+        "recipe": ae.recipe_,
+        "latent": ae.spec_.size,
+        "reasons": list(ae.reasons_),
+        "notes": list(ae.notes_),
+        "stopped": ae.run_.stopped,
+        "seconds": ae.run_.seconds,
+        "kept": ae.quality_.kept,
+        "pca_kept": ae.quality_.pca_kept,
+        "squared_error": ae.quality_.squared_error,
+    }

@@ -1,0 +1,31 @@
+"""The whole job on data that a dependency ships."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from refold.cli import commands
+
+
+def run(out: Path, *, quiet: bool) -> None:
+    """Fit, embed, reconstruct, score, sample and report on scikit-learn's digits."""
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    from refold.data.sinks import check_writable, write
+
+    check_writable(out)
+    out.mkdir(exist_ok=True)
+    digits: Any = load_digits()
+    images = (digits.images / 16.0).astype(np.float32)
+    data, model, report = out / "digits.npz", out / "model", out / "report.html"
+    write({"X": images, "y": digits.target}, data)
+    if not quiet:
+        print(f"data    {len(images):,} handwritten digits, 8x8 pixels, from scikit-learn: {data}")
+    commands.fit(str(data), model, quiet=quiet)
+    commands.embed(model, str(data), out / "codes.csv", quiet=quiet)
+    commands.reconstruct(model, str(data), out / "reconstructed.npy", quiet=quiet)
+    commands.score(model, str(data), out / "scores.csv", quiet=quiet)
+    commands.report(model, report, str(data), quiet=quiet)
+    print(f"\nopen    {report.resolve()}")

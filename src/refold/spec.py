@@ -1,0 +1,102 @@
+"""The model as plain values: a frozen dataclass that JSON can hold, and its way to modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from refold.backbones import backbones
+from refold.backbones.base import Geometry
+from refold.data.schema import Schema
+from refold.fusion import fusions
+from refold.latents import latents
+from refold.likelihoods import likelihoods
+from refold.model import Model
+from refold.parts import PartSpec
+from refold.penalties import penalties
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything that decides a model's modules, apart from the data's schema.
+
+    ``backbones`` and ``likelihoods`` are specs by field name, ``weights`` one number per field or
+    one per entry, ``size`` the size of the code.
+    """
+
+    latent: PartSpec
+    size: int
+    fusion: PartSpec
+    backbones: Mapping[str, PartSpec]
+    likelihoods: Mapping[str, PartSpec]
+    weights: Mapping[str, tuple[float, ...]]
+    corruption: PartSpec | None = None
+    penalties: tuple[PartSpec, ...] = field(default=())
+
+    def build(self, schema: Schema) -> Model:
+        """Make the modules, with fresh parameters drawn from torch's global generator."""
+        heads = {
+            k: likelihoods.build(self.likelihoods[k], f.sizes) for k, f in schema.fields.items()
+        }
+        spines = {
+            k: backbones.build(
+                self.backbones[k], Geometry(f.shape, f.sizes, heads[k].width, f.missing)
+            )
+            for k, f in schema.fields.items()
+        }
+        latent = latents.build(self.latent, self.size)
+        fusion = fusions.build(
+            self.fusion,
+            {k: b.encoded for k, b in spines.items()},
+            {k: b.decoded for k, b in spines.items()},
+            latent.width,
+            latent.size,
+        )
+        extra = tuple(penalties.build(p) for p in self.penalties)
+        model = Model(spines, fusion, latent, heads, extra)
+        model.weigh(dict(self.weights))
+        return model
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; parts are written in their own small language."""
+        return {
+            "latent": part_json(self.latent),
+            "size": self.size,
+            "fusion": part_json(self.fusion),
+            "backbones": {k: part_json(p) for k, p in self.backbones.items()},
+            "likelihoods": {k: part_json(p) for k, p in self.likelihoods.items()},
+            "weights": {k: list(w) for k, w in self.weights.items()},
+            "corruption": None if self.corruption is None else part_json(self.corruption),
+            "penalties": [part_json(p) for p in self.penalties],
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ModelSpec:
+        """Rebuild from :meth:`to_json`."""
+        return cls(
+            part_from_json(values["latent"]),
+            values["size"],
+            part_from_json(values["fusion"]),
+            {k: part_from_json(p) for k, p in values["backbones"].items()},
+            {k: part_from_json(p) for k, p in values["likelihoods"].items()},
+            {k: tuple(w) for k, w in values["weights"].items()},
+            None if values["corruption"] is None else part_from_json(values["corruption"]),
+            tuple(part_from_json(p) for p in values["penalties"]),
+        )
+
+
+def part_json(spec: PartSpec) -> dict[str, Any]:
+    """Return a part's name and options as plain values."""
+    return {"name": spec.name, "options": dict(spec.options)}
+
+
+def part_from_json(values: Mapping[str, Any]) -> PartSpec:
+    """Rebuild a part's spec; lists become tuples."""
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in values["options"].items()}
+    return PartSpec(values["name"], options)
+
+
+def default_backbone(kind: str) -> str:
+    """Backbone of a kind of field where the recipe names none."""
+    return "embed" if kind == "categorical" else "flat"

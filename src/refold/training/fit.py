@@ -1,0 +1,177 @@
+"""The training loop: one function, read top to bottom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.optim import lr_scheduler
+
+from refold.data.corruptions import Corruption
+from refold.errors import InputError
+from refold.model import Model
+from refold.training.plan import Plan
+from refold.types import Batch
+
+Row = dict[str, float]
+VALIDATION_ROWS = 8192  # rows in one forward pass of the evaluation
+
+
+@dataclass
+class Run:
+    """What training left behind: one history row per evaluation, and how it ended."""
+
+    history: list[Row] = field(default_factory=list[Row])
+    best: Row = field(default_factory=dict[str, float])
+    stopped: str = "the budget was used"
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands, for whoever watches."""
+
+    step: int
+    steps: int
+    rows_per_second: float
+    row: Row | None
+    """The newest history row, right after an evaluation."""
+
+
+Watch = Callable[[Progress], None]
+
+
+def fit(
+    model: Model,
+    train: Batch,
+    held_out: Batch | None,
+    plan: Plan,
+    *,
+    corruption: Corruption | None = None,
+    seed: int = 0,
+    bfloat16: bool = False,
+    watch: Watch | None = None,
+) -> Run:
+    """Train ``model`` in place, and leave it with the weights that did best on ``held_out``.
+
+    An epoch is one seeded permutation of the rows, selected batch by batch on their device;
+    losses stay there until an evaluation reads them. History has a row per evaluation, the first
+    before any step: means over the rows of every term, in training and held out. Ctrl-C ends the
+    run as an evaluation would. A loss that is no number ends it with an :class:`InputError`.
+    """
+    n, device = len(train), next(iter(train.x.values())).device
+    draw = torch.Generator(device).manual_seed(seed)
+    shuffle = torch.Generator().manual_seed(seed)
+    optimizer = plan.make_optimizer(model)
+    schedule = plan.make_schedule(optimizer)
+    plateau = lr_scheduler.ReduceLROnPlateau(optimizer) if plan.schedule == "plateau" else None
+    run, began, step, waited = Run(), time.perf_counter(), 0, 0
+    best: dict[str, Tensor] = {}
+    totals: dict[str, Tensor] = {}
+    judged = held_out if held_out is not None else train
+
+    def evaluated() -> bool:
+        """Write a history row, keep the best weights; False when patience is over."""
+        nonlocal best, waited, totals
+        row: Row = {"step": step, "epoch": step / plan.steps_per_epoch}
+        row["lr"] = optimizer.param_groups[0]["lr"]
+        seen = float(totals.pop("rows", torch.tensor(0.0)))
+        fitted = {k: float(v) / seen for k, v in totals.items()}
+        totals = {}
+        row |= {f"train_{k}": v for k, v in ({"loss": sum(fitted.values())} | fitted).items()}
+        if not fitted:
+            del row["train_loss"]
+        held = evaluate(model, judged, corruption, seed)
+        row |= {f"valid_{k}": v for k, v in held.items()}
+        row["seconds"] = time.perf_counter() - began
+        refuse_nan(row, model)
+        run.history.append(row)
+        if not run.best or row["valid_loss"] < run.best["valid_loss"] * (1 - 1e-5):
+            run.best, waited = row, 0
+            best = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        else:
+            waited += 1
+        if plateau is not None:
+            plateau.step(row["valid_loss"])
+        notify(row)
+        return plan.patience is None or waited < plan.patience
+
+    def notify(row: Row | None) -> None:
+        if watch is not None:
+            rate = step * plan.batch_size / max(1e-9, time.perf_counter() - began)
+            watch(Progress(step, plan.steps, rate, row))
+
+    tick = max(1, plan.steps // 200)
+    try:
+        evaluated()
+        order, position = torch.empty(0, dtype=torch.long), 0
+        while step < plan.steps:
+            if position >= len(order):
+                order, position = torch.randperm(n, generator=shuffle).to(device), 0
+            clean = train.rows(order[position : position + plan.batch_size])
+            position += plan.batch_size
+            batch = clean if corruption is None else corruption(clean, draw)
+            model.train()
+            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                output = model(batch, clean)
+                loss = output.loss
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            step += 1
+            accumulate(totals, output.terms, len(clean))
+            if step % tick == 0:
+                notify(None)
+            if (step % plan.period == 0 or step == plan.steps) and not evaluated():
+                run.stopped = f"no improvement in {plan.patience} evaluations"
+                break
+    except KeyboardInterrupt:
+        run.stopped = "interrupted"
+    if best:
+        model.load_state_dict(best)
+    model.eval()
+    run.seconds = time.perf_counter() - began
+    return run
+
+
+def accumulate(totals: dict[str, Tensor], terms: dict[str, Tensor], rows: int) -> None:
+    """Add a batch's means, weighted by its rows, without waiting for the device."""
+    for name, value in terms.items():
+        if name in totals:
+            totals[name].add_(value.detach(), alpha=rows)
+        else:
+            totals[name] = value.detach() * rows
+    totals["rows"] = totals.get("rows", torch.tensor(0.0)) + rows
+
+
+@torch.no_grad()
+def evaluate(model: Model, rows: Batch, corruption: Corruption | None, seed: int) -> Row:
+    """Mean over the rows of the loss and of every term, with one fixed draw of the corruption."""
+    model.eval()
+    totals: dict[str, Tensor] = {}
+    device = next(iter(rows.x.values())).device
+    draw = torch.Generator(device).manual_seed(seed + 1)
+    for start in range(0, len(rows), VALIDATION_ROWS):
+        clean = rows.rows(slice(start, start + VALIDATION_ROWS))
+        output = model(clean if corruption is None else corruption(clean, draw), clean)
+        accumulate(totals, output.terms, len(clean))
+    seen = float(totals.pop("rows"))
+    means = {k: float(v) / seen for k, v in totals.items()}
+    return {"loss": sum(means.values()), **means}
+
+
+def refuse_nan(row: Row, model: Model) -> None:
+    """Raise for a loss that is no number, naming the terms that are not and the parameters."""
+    wrong = [k for k, v in row.items() if v != v or abs(v) == float("inf")]
+    if not wrong:
+        return
+    broken = [k for k, p in model.named_parameters() if not torch.isfinite(p).all()][:3]
+    where = f" (parameters: {', '.join(broken)})" if broken else ""
+    raise InputError(
+        f"training left the range of numbers at step {row['step']:.0f}: {', '.join(wrong)}{where}; "
+        f"use a smaller lr"
+    )

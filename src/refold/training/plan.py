@@ -1,0 +1,151 @@
+"""How long, how fast and in what portions to train, chosen from the data where not given."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer, lr_scheduler
+
+from refold.errors import InputError, unknown
+from refold.parts import PartSpec
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    name.lower(): kind
+    for name, kind in vars(torch.optim).items()
+    if isinstance(kind, type) and issubclass(kind, Optimizer) and kind is not Optimizer
+}
+FUSED = ("adam", "adamw", "sgd", "adagrad")
+
+Schedule = Callable[[Optimizer, int], lr_scheduler.LRScheduler]
+
+
+def _warm_cosine(optimizer: Optimizer, steps: int) -> lr_scheduler.LRScheduler:
+    warm = max(1, steps // 20)
+    return lr_scheduler.SequentialLR(
+        optimizer,
+        [
+            lr_scheduler.LinearLR(optimizer, 0.1, 1.0, warm),
+            lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps - warm)),
+        ],
+        [warm],
+    )
+
+
+def _peak(optimizer: Optimizer) -> list[float]:
+    return [float(group["lr"]) for group in optimizer.param_groups]
+
+
+SCHEDULES: dict[str, Schedule] = {
+    "cosine": _warm_cosine,
+    "constant": lambda o, steps: lr_scheduler.ConstantLR(o, 1.0),
+    "linear": lambda o, steps: lr_scheduler.LinearLR(o, 1.0, 0.0, steps),
+    "step": lambda o, steps: lr_scheduler.StepLR(o, max(1, steps // 3), 0.1),
+    "exponential": lambda o, steps: lr_scheduler.ExponentialLR(o, 0.01 ** (1 / steps)),
+    "onecycle": lambda o, steps: lr_scheduler.OneCycleLR(o, _peak(o), total_steps=steps + 1),
+    "cyclic": lambda o, steps: lr_scheduler.CyclicLR(
+        o, [p / 10 for p in _peak(o)], _peak(o), max(1, steps // 16), cycle_momentum=False
+    ),
+    "plateau": lambda o, steps: lr_scheduler.ConstantLR(o, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Lengths and rates of one training run.
+
+    ``steps`` in total; an evaluation every ``period`` steps; ``patience`` evaluations without an
+    improvement end the run (None: never).
+    """
+
+    batch_size: int
+    steps: int
+    period: int
+    steps_per_epoch: int
+    lr: float
+    optimizer: PartSpec
+    schedule: str
+    patience: int | None
+
+    @classmethod
+    def choose(
+        cls,
+        rows: int,
+        *,
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        lr: float | None = None,
+        optimizer: str = "adamw",
+        schedule: str | None = None,
+        patience: int | None = None,
+    ) -> Plan:
+        """Fill in what was not given for ``rows`` training rows.
+
+        A batch is about a fiftieth of the rows, a power of two between 16 and 256. The budget is
+        10,000 steps at 60,000 rows and grows with the fourth root of the rows, so that a small
+        table is seen often and a large one at least three times.
+        """
+        batch = batch_size or min(
+            256, max(16, 2 ** ((rows // 50).bit_length() - 1)) if rows else 16
+        )
+        per_epoch = -(-rows // batch)
+        budget = int(10_000 * (rows / 60_000) ** 0.25)
+        count = max(3, round(budget / per_epoch)) if epochs is None else epochs
+        steps = count * per_epoch
+        # Whole epochs between evaluations, at most some sixty of them in a run.
+        period = per_epoch * max(1, round(count / 60))
+        evaluations = -(-steps // period) if period else 0
+        given = PartSpec.parse(optimizer)
+        if given.name not in OPTIMIZERS:
+            raise unknown("optimizer", given.name, OPTIMIZERS)
+        if schedule is not None and schedule not in SCHEDULES:
+            raise unknown("schedule", schedule, SCHEDULES)
+        return cls(
+            batch, steps, period, per_epoch, 1e-3 if lr is None else lr, given,
+            schedule or "cosine",
+            patience if patience is not None else max(5, evaluations // 4),
+        )  # fmt: skip
+
+    def without_steps(self) -> Plan:
+        """Return the plan of a model that is solved in closed form."""
+        return dataclasses.replace(self, steps=0)
+
+    def sentence(self) -> str:
+        """Say it in words."""
+        if self.steps == 0:
+            return "solved in closed form"
+        return (
+            f"up to {self.steps / self.steps_per_epoch:.0f} epochs of batches of "
+            f"{self.batch_size}, {self.optimizer.name} at {self.lr:g} with a {self.schedule} schedule"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {**dataclasses.asdict(self), "optimizer": str(self.optimizer)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Plan:
+        """Rebuild from :meth:`to_json`."""
+        given: dict[str, Any] = {**values, "optimizer": PartSpec.parse(values["optimizer"])}
+        return cls(**given)
+
+    def make_optimizer(self, model: nn.Module) -> Optimizer:
+        """Build the optimiser, fused where torch has a fused kernel for it."""
+        options: dict[str, Any] = dict(self.optimizer.options)
+        if self.optimizer.name in FUSED:
+            options.setdefault("fused", True)
+        if self.optimizer.name == "adamw":
+            options.setdefault("weight_decay", 1e-4)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        try:
+            return OPTIMIZERS[self.optimizer.name](parameters, lr=self.lr, **options)  # type: ignore[call-arg]
+        except (TypeError, ValueError) as error:
+            raise InputError(f"the optimizer '{self.optimizer}' cannot be made: {error}") from error
+
+    def make_schedule(self, optimizer: Optimizer) -> lr_scheduler.LRScheduler:
+        """Build the schedule over the whole run; it advances once a step."""
+        return SCHEDULES[self.schedule](optimizer, max(1, self.steps))

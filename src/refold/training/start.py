@@ -1,0 +1,174 @@
+"""Before the first step: what weighs how much, how wide the code is, and where weights begin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from refold.backbones import Flat
+from refold.fields import Field
+from refold.latents import Plain
+from refold.likelihoods import Likelihood
+from refold.likelihoods.numbers import Location
+from refold.model import Model
+from refold.ops.pca import Principal, principal_components
+from refold.types import Batch
+
+KEEP = 0.9  # share of the variance that a chosen code size lets PCA keep
+WIDEST = 64  # largest code chosen without being asked
+SAMPLE = 20_000  # rows that are enough to judge a spectrum
+
+
+def design(heads: Mapping[str, Likelihood], rows: Batch) -> Tensor:
+    """All fields as one matrix ``[n, V]``: numbers as they are, classes as indicators.
+
+    A missing entry holds its column's mean over the rows where it is observed.
+    """
+    views: list[Tensor] = []
+    for name, head in heads.items():
+        view, seen = head.linear_view(rows.x[name]).float(), rows.observed[name]
+        if seen is not None:
+            seen = head.spread(seen)
+            mean = torch.where(seen, view, 0).sum(0) / seen.sum(0).clamp_min(1)
+            view = torch.where(seen, view, mean)
+        views.append(view)
+    return torch.cat(views, 1) if len(views) > 1 else views[0]
+
+
+def choose_size(principal: Principal) -> int:
+    """Fewest components that keep 90 % of the variance, at most 64 and half the entries."""
+    share = principal.variance.cumsum(0) / max(principal.total, 1e-300)
+    enough = int((share < KEEP).sum()) + 1
+    return max(1, min(enough, WIDEST, -(-len(principal.mean) // 2)))
+
+
+def balance(
+    heads: Mapping[str, Likelihood], fields: Mapping[str, Field], rows: Batch, mode: str
+) -> dict[str, tuple[float, ...]]:
+    r"""Weights of each field's entries.
+
+    ``"balanced"``: every unit (a column, a vector, an image) starts at an equal share of the
+    objective, where the start is the best constant prediction; the total stays what it was.
+
+    .. math:: w_u = \frac{\bar b}{\max(b_u, \bar b / 20)}, \qquad b_u = \text{cost of predicting a
+              constant}, \quad \bar b = \text{mean}_u\, b_u
+
+    ``"equal"``: 1 each. A field's own ``weight`` multiplies either.
+    """
+    costs: dict[str, Tensor] = {}
+    for name, head in heads.items():
+        cells = baseline(head, rows.x[name], rows.observed[name])
+        packed = len(fields[name].units) == len(cells)
+        costs[name] = cells if packed else cells.sum().reshape(1)
+    mean = torch.cat(list(costs.values())).mean().clamp_min(1e-12)
+    weights: dict[str, tuple[float, ...]] = {}
+    for name, cost in costs.items():
+        share = mean / cost.clamp_min(mean / 20) if mode == "balanced" else torch.ones_like(cost)
+        if float(share.max() / share.min()) < 1.001:
+            share = share.mean().reshape(1)
+        weights[name] = tuple((share * fields[name].weight).tolist())
+    if len(weights) == 1 and len(next(iter(weights.values()))) == 1:
+        only = next(iter(fields))
+        weights[only] = (fields[only].weight,)
+    return weights
+
+
+@torch.no_grad()
+def baseline(head: Likelihood, x: Tensor, observed: Tensor | None) -> Tensor:
+    """Mean cost ``[E]`` of predicting a constant, on at most 20,000 rows."""
+    step = max(1, len(x) // SAMPLE)
+    x, observed = x[::step], None if observed is None else observed[::step]
+    params = head.marginal(x, observed).expand(len(x), -1)
+    cells = head.weighted(params, x, observed, 1.0).double()
+    seen = len(x) if observed is None else observed.sum(0).clamp_min(1)
+    return cells.sum(0) / seen
+
+
+@torch.no_grad()
+def start_constant(model: Model, rows: Batch) -> None:
+    """Start every decoder's bias at the best constant prediction of its field."""
+    bias, at = model.fusion.last_bias(), 0
+    for name, spine in model.backbones.items():
+        params = model.likelihoods[name].marginal(rows.x[name], rows.observed[name]).float()
+        if not spine.start_at(params):
+            bias[at : at + spine.decoded] = params
+        at += spine.decoded
+
+
+def can_start_pca(model: Model) -> bool:
+    """Whether a linear path leads from numbers to the code and from the code to their means."""
+    return (
+        model.fusion.linear_path() is not None
+        and isinstance(model.latent, Plain)
+        and all(isinstance(b, Flat) for b in model.backbones.values())
+        and all(
+            isinstance(h, Location) and h.width == h.entries for h in model.likelihoods.values()
+        )
+    )
+
+
+@torch.no_grad()
+def start_pca(model: Model, rows: Batch, principal: Principal) -> None:
+    r"""Set the linear path to the principal components, and the layers beside it to nothing.
+
+    .. math:: z = \Lambda^{-1/2} V^\top (x - \mu), \qquad \hat x = \mu + V \Lambda^{1/2} z
+
+    A body without layers keeps the components' own scale, :math:`z = V^\top (x - \mu)`. Where
+    entries have weights :math:`w`, the components are those of :math:`\sqrt{w} \odot x`.
+    """
+    path = model.fusion.linear_path()
+    assert path is not None
+    root = _entry_weights(model).sqrt()
+    if float(root.max()) > float(root.min()):
+        principal = principal_components(design(model.likelihoods, rows) * root.float())
+    k = min(model.latent.size, principal.axes.shape[1])
+    axes = principal.axes[:, :k]
+    axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
+    scale = principal.variance[:k].clamp_min(1e-8).sqrt() if path.beside else axes.new_ones(k)
+    weighted = float(root.max()) > float(root.min())
+    root = root if weighted else torch.ones_like(root)
+    for weight in path.beside:
+        weight.zero_()
+    columns = _numbers(model)
+    path.down[:k].zero_()
+    path.down[:k, columns] = (axes * root[:, None] / scale).T.float()
+    path.up.zero_()
+    path.up[:, :k] = (axes / root[:, None] * scale).float()
+    path.down_bias[:k] = -(axes / scale).T.mv(principal.mean).float()
+    path.up_bias.copy_((principal.mean / root).float())
+
+
+def _entry_weights(model: Model) -> Tensor:
+    """Weight of every entry, ``[E]`` over all fields."""
+    device = model.fusion.last_bias().device
+    weights = [
+        torch.as_tensor(model.weight(k), device=device).expand(b.decoded)
+        for k, b in model.backbones.items()
+    ]
+    return torch.cat(weights).double().clamp_min(1e-12)
+
+
+def _numbers(model: Model) -> Tensor:
+    """Positions of the fields' numbers among the body's inputs, which also hold masks."""
+    at, positions = 0, list[Tensor]()
+    for spine in model.backbones.values():
+        positions.append(torch.arange(at, at + spine.decoded))
+        at += spine.encoded
+    return torch.cat(positions)
+
+
+@torch.no_grad()
+def kept_variance(view: Tensor, predicted: Tensor, mean: Tensor) -> float:
+    r"""Share of the variance that predictions keep: :math:`1 - \sum (x-\hat x)^2 / \sum (x-\mu)^2`."""
+    lost = (view - predicted).double().square().sum()
+    total = (view - mean).double().square().sum()
+    return float(1.0 - lost / total.clamp_min(1e-300))
+
+
+@torch.no_grad()
+def pca_kept(view: Tensor, principal: Principal, size: int) -> float:
+    """Share of the variance of ``view`` that its projection on ``size`` components keeps."""
+    mean, axes = principal.mean.float(), principal.axes[:, :size].float()
+    return kept_variance(view, (view - mean) @ axes @ axes.T + mean, mean)
