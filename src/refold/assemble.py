@@ -55,7 +55,8 @@ def assemble(schema: Schema, rows: Batch, wishes: Wishes) -> Assembly:
         reasons.append(f"recipe '{name}': the default for this data")
     heads = {k: f.head(recipe.likelihoods.get(kind_of(f))) for k, f in schema.fields.items()}
     principal = principal_components(design(heads, rows))
-    latent, size = decide_latent(wishes.latent, recipe, principal, reasons)
+    entries = sum(len(f.sizes) for f in schema.fields.values())
+    latent, size = decide_latent(wishes.latent, recipe, principal, entries, reasons)
     hidden = decide_hidden(wishes.hidden, recipe, len(principal.mean), reasons)
     corruption = wishes.corruption or recipe.corruption
     spec = ModelSpec(
@@ -83,7 +84,11 @@ def backbone(recipe: Recipe, kind: str) -> PartSpec:
 
 
 def decide_latent(
-    wish: int | str | Latent | None, recipe: Recipe, principal: Principal, reasons: list[str]
+    wish: int | str | Latent | None,
+    recipe: Recipe,
+    principal: Principal,
+    entries: int,
+    reasons: list[str],
 ) -> tuple[PartSpec, int]:
     """Return the latent and the size of the code."""
     if isinstance(wish, Latent):
@@ -96,7 +101,7 @@ def decide_latent(
     size = wish if isinstance(wish, int) else given.options.get("size")
     if size is not None:
         return spec, int(size)
-    needed = choose_size(principal)
+    needed = choose_size(principal, entries)
     kept = float(principal.variance[:needed].sum() / max(principal.total, 1e-300))
     size = max(32, needed * recipe.expand) if recipe.expand > 1 else needed
     why = f"{needed} principal components keep {kept:.0%} of the variance"
@@ -108,14 +113,14 @@ def decide_latent(
 def decide_hidden(
     wish: tuple[int, ...] | None, recipe: Recipe, width: int, reasons: list[str]
 ) -> tuple[int, ...]:
-    """Return the body's widths: four times the data's, a power of two in 64..512, then half."""
+    """Return the body's widths: twice the data's, a power of two in 64..512, then half."""
     if wish is not None:
         if any(isinstance(w, bool) or w < 1 for w in wish):
             raise InputError(f"hidden widths are {wish}; each must be a whole number, 1 or more")
         return tuple(int(w) for w in wish)
     if recipe.hidden is not None:
         return recipe.hidden
-    first = min(512, max(64, 2 ** (4 * width - 1).bit_length()))
+    first = min(512, max(64, 2 ** (2 * width - 1).bit_length()))
     reasons.append(f"hidden layers {first}, {first // 2}: from the {width} numbers of a row")
     return first, first // 2
 

@@ -392,7 +392,6 @@ class Autoencoder(TransformerMixin, BaseEstimator):
 
     def _encode(self, table: Table) -> Batch:
         rows, notes = self.schema_.encode(table)
-        self.input_notes_ = (*table.notes, *notes)
         if notes:
             warnings.warn("; ".join(notes), InputWarning, stacklevel=3)
         return rows

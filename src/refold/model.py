@@ -77,7 +77,7 @@ class Model(nn.Module):
         return Output(self, batch if target is None else target, code, self.decode(code.z))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Output:
     """What a pass gives; each figure is computed when it is asked for.
 
@@ -113,11 +113,13 @@ class Output:
     def terms(self) -> dict[str, Tensor]:
         """Means over the batch of every cost, by name: scalars, by the fused path."""
         m, t = self.model, self.target
-        fitted = {
+        terms = {
             k: m.likelihoods[k].mean_nll(p, t.x[k], t.observed[k], m.weight(k))
             for k, p in self.params.items()
         }
-        terms = fitted | {k: v.mean() for k, v in self.code.terms.items()} | self.code.aux
+        for name, rows in self.code.terms.items():
+            terms[name] = rows.mean()
+        terms |= self.code.aux
         for penalty in m.penalties:
             terms |= penalty(m, t, self.code)
         return terms

@@ -8,6 +8,9 @@ C      channels or width of a hidden state
 L      tokens, where a field is a sequence; vectors have no such axis
 D      size of the code
 ====== ==========================================================================
+
+These are made in every step, so they are slotted and not frozen, which would double their cost;
+nothing changes one after it is made.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Batch:
     """Rows as tensors: one ``[B, *shape]`` per field, and which entries were observed.
 
@@ -52,7 +55,7 @@ class Batch:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Code:
     """What a latent makes of a hidden state.
 

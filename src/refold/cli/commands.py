@@ -80,7 +80,7 @@ def embed(
     model: Model, data: Data, out: OutFile, quiet: Quiet = False, as_json: Json = False
 ) -> None:
     """Write the code of every row of DATA."""
-    ae, table = _opened(model, data, out)
+    ae, table = _opened(model, data, out, quiet)
     with _remarks(quiet):
         codes = ae.transform(table)
     names = ae.get_feature_names_out()
@@ -96,7 +96,7 @@ def reconstruct(
     """Write every row of DATA as the model sees it, missing cells filled."""
     from refold.data.sources import read
 
-    ae, table = _opened(model, data, out)
+    ae, table = _opened(model, data, out, quiet)
     with _remarks(quiet):
         rebuilt = read(ae.reconstruct(table))
         error = ae.squared_error(table)
@@ -114,7 +114,7 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Write score, p_value, is_anomaly and cause of every row of DATA, in order."""
-    ae, table = _opened(model, data, out)
+    ae, table = _opened(model, data, out, quiet)
     with _remarks(quiet):
         judged = ae.judge(table, alpha)
     flagged = int(judged["is_anomaly"].sum())
@@ -195,13 +195,16 @@ def _fitted(arguments: dict[str, Any], data: str, out: Path, hidden: bool) -> Au
     return ae
 
 
-def _opened(model: Path, data: str, out: Path) -> tuple[Autoencoder, Any]:
+def _opened(model: Path, data: str, out: Path, quiet: bool) -> tuple[Autoencoder, Any]:
     from refold.data.sinks import check_writable
     from refold.data.sources import read
     from refold.estimator import load
 
     check_writable(out)
-    return load(model), read(data)
+    ae, table = load(model), read(data)
+    for note in () if quiet else table.notes:
+        remark(note)
+    return ae, table
 
 
 @contextmanager

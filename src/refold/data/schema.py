@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +15,15 @@ from torch import Tensor
 from refold.errors import InputError, unknown
 from refold.fields import Categorical, Field, Image, Vector, fields
 from refold.fields.base import arrow_type, from_json, kind_of
+from refold.fields.category import Classes
 from refold.parts import PartSpec
 from refold.table import Arrow, Column, compute, Table
 from refold.types import Batch
 
 CODED = 10  # integers with at most so many values, each seen ten times, are codes of classes
 MANY = 1000  # levels above which text is no category
+
+IGNORE = "ignore"
 
 Override = str | Field | None
 
@@ -54,21 +57,20 @@ class Schema:
         table: Table,
         rows: NDArray[np.int64],
         overrides: Mapping[str, Override] | None = None,
-        ignore: Iterable[str] = (),
     ) -> Schema:
-        """Infer kinds from all of ``table``, and learn scales and levels from the given ``rows``.
+        """Infer kinds from all of ``table``, and learn scales from the given ``rows``.
 
         ``overrides`` maps a column to a kind (``"categorical"``, ``"numeric(likelihood='l1')"``)
-        or a field object. Raises :class:`InputError` for names that do not exist.
+        or a field object, or sets it aside (``"ignore"``). Raises :class:`InputError` for names that do not exist.
         """
         overrides = overrides or {}
-        for name in (*overrides, *ignore):
+        for name in overrides:
             if name not in table.columns:
                 raise unknown("column", name, table.columns)
         aside: dict[str, Aside] = {}
         packed: dict[tuple[Field, str], list[str]] = {}
         for name, column in table.columns.items():
-            kind = judge(name, column, overrides.get(name), name in ignore, name in table.aside)
+            kind = judge(name, column, overrides.get(name), name in table.aside)
             if isinstance(kind, Aside):
                 aside[name] = kind
             else:
@@ -77,7 +79,9 @@ class Schema:
         fitted: dict[str, Field] = {}
         for (template, block), names in packed.items():
             own = dataclasses.replace(template, columns=tuple(names))
-            fitted[_free(block or kind_of(own), fitted)] = own.fit(training)
+            # A level seen in any row is known; scales come from the training rows alone.
+            source = table.columns if isinstance(own, Classes) else training
+            fitted[_free(block or kind_of(own), fitted)] = own.fit(source)
         if not fitted:
             reasons = "; ".join(f"'{k}' {a.reason}" for k, a in aside.items())
             raise InputError(f"no column is left to learn from: {reasons or 'the data has none'}")
@@ -162,7 +166,7 @@ class Schema:
     def _renamed(self, columns: dict[str, Column]) -> dict[str, Column]:
         """Give the one block the name of the one field: arrays have no names of their own."""
         own = next(iter(self.fields.values()))
-        name, column = next(iter(columns.items()))
+        column = next(iter(columns.values()))
         if not own.block or not isinstance(column, np.ndarray):
             return columns
         flat = column.ndim == 2 and column.shape[1] == np.prod(own.cell)
@@ -173,12 +177,10 @@ class Schema:
         return np.full((n, *own.cell), np.nan) if own.block else pa.chunked_array([pa.nulls(n)])
 
 
-def judge(
-    name: str, column: Column, override: Override, ignored: bool, label: bool
-) -> Field | Aside:
+def judge(name: str, column: Column, override: Override, label: bool) -> Field | Aside:
     """Kind of a column: the user's word, or what its values say; or why it is set aside."""
     kind = "array" if isinstance(column, np.ndarray) else str(column.type)
-    if ignored:
+    if override == IGNORE:
         return Aside("ignored as asked", kind)
     if override is not None:
         return fields.build(PartSpec.parse(override)) if isinstance(override, str) else override
@@ -224,7 +226,8 @@ def _whole(column: Arrow) -> bool:
     if pa.types.is_integer(column.type):
         return True
     return bool(
-        pa.types.is_floating(column.type) and compute.all(compute.equal(column, compute.round(column))).as_py()
+        pa.types.is_floating(column.type)
+        and compute.all(compute.equal(column, compute.round(column))).as_py()
     )
 
 

@@ -38,8 +38,8 @@ class Likelihood(nn.Module, ABC):
         """Negative log-likelihood of each entry, ``[B, E]``, in nats."""
 
     @abstractmethod
-    def total(self, params: Tensor, x: Tensor) -> Tensor:
-        """Sum of :meth:`cells` over all rows and entries as one fused scalar: the fast path."""
+    def total(self, params: Tensor, x: Tensor, scale: float) -> Tensor:
+        """``scale`` times the sum of :meth:`cells`, in as few passes as can be: the fast path."""
 
     @abstractmethod
     def distribution(self, params: Tensor) -> Distribution:
@@ -88,7 +88,7 @@ class Likelihood(nn.Module, ABC):
     ) -> Tensor:
         """Mean of :meth:`nll` over the rows, a scalar, by the fused path where it is equal."""
         if observed is None and isinstance(weight, float):
-            return self.total(params, x) * (weight / len(x))
+            return self.total(params, x, weight / len(x))
         return self.weighted(params, x, observed, weight).sum() / len(x)
 
 

@@ -86,9 +86,9 @@ class Categorical(Likelihood):
         chosen = params.gather(1, x.clamp_min(0) + self.offset)
         return segment_logsumexp(params, self.segment, self.entries) - chosen
 
-    def total(self, params: Tensor, x: Tensor) -> Tensor:
+    def total(self, params: Tensor, x: Tensor, scale: float) -> Tensor:
         """Summed cross-entropy."""
-        return self.cells(params, x).sum()
+        return self.cells(params, x).sum() * scale
 
     def distribution(self, params: Tensor) -> Distribution:
         """Return the segmented categorical."""

@@ -55,9 +55,9 @@ class SquaredError(Location):
         """Half the squared error of each entry."""
         return (params - x.flatten(1)).square() * 0.5
 
-    def total(self, params: Tensor, x: Tensor) -> Tensor:
+    def total(self, params: Tensor, x: Tensor, scale: float) -> Tensor:
         """Half the summed squared error."""
-        return F.mse_loss(params, x.flatten(1), reduction="sum") * 0.5
+        return F.mse_loss(params, x.flatten(1), reduction="sum") * (0.5 * scale)
 
     def distribution(self, params: Tensor) -> Distribution:
         """Return a normal of unit variance."""
@@ -92,9 +92,9 @@ class Laplace(Location):
         """Absolute error of each entry."""
         return (params - x.flatten(1)).abs()
 
-    def total(self, params: Tensor, x: Tensor) -> Tensor:
+    def total(self, params: Tensor, x: Tensor, scale: float) -> Tensor:
         """Summed absolute error."""
-        return F.l1_loss(params, x.flatten(1), reduction="sum")
+        return F.l1_loss(params, x.flatten(1), reduction="sum") * scale
 
     def distribution(self, params: Tensor) -> Distribution:
         """Return a Laplace distribution of unit scale."""
@@ -140,9 +140,9 @@ class Huber(Location):
         """Huber's error of each entry."""
         return F.huber_loss(params, x.flatten(1), reduction="none", delta=self.delta)
 
-    def total(self, params: Tensor, x: Tensor) -> Tensor:
+    def total(self, params: Tensor, x: Tensor, scale: float) -> Tensor:
         """Summed Huber error."""
-        return F.huber_loss(params, x.flatten(1), reduction="sum", delta=self.delta)
+        return F.huber_loss(params, x.flatten(1), reduction="sum", delta=self.delta) * scale
 
     def distribution(self, params: Tensor) -> Distribution:
         """Return the normal that Huber's error is near its centre."""
@@ -202,9 +202,9 @@ class Gaussian(Location):
         standard = (x.flatten(1) - mean) * torch.exp(-log_scale)
         return standard.square() * 0.5 + (log_scale + 0.5 * math.log(2 * math.pi))
 
-    def total(self, params: Tensor, x: Tensor) -> Tensor:
+    def total(self, params: Tensor, x: Tensor, scale: float) -> Tensor:
         """Summed negative log density."""
-        return self.cells(params, x).sum()
+        return self.cells(params, x).sum() * scale
 
     def distribution(self, params: Tensor) -> Distribution:
         """Return the normal."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -66,11 +67,14 @@ def fit(
     draw = torch.Generator(device).manual_seed(seed)
     shuffle = torch.Generator().manual_seed(seed)
     optimizer = plan.make_optimizer(model)
+    parameters = list(model.parameters())
+    # Entering autocast costs as much as a small layer, even where it does nothing.
+    autocast = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
     schedule = plan.make_schedule(optimizer)
     plateau = lr_scheduler.ReduceLROnPlateau(optimizer) if plan.schedule == "plateau" else None
     run, began, step, waited = Run(), time.perf_counter(), 0, 0
     best: dict[str, Tensor] = {}
-    totals: dict[str, Tensor] = {}
+    totals = Totals()
     judged = held_out if held_out is not None else train
 
     def evaluated() -> bool:
@@ -78,16 +82,13 @@ def fit(
         nonlocal best, waited, totals
         row: Row = {"step": step, "epoch": step / plan.steps_per_epoch}
         row["lr"] = optimizer.param_groups[0]["lr"]
-        seen = float(totals.pop("rows", torch.tensor(0.0)))
-        fitted = {k: float(v) / seen for k, v in totals.items()}
-        totals = {}
-        row |= {f"train_{k}": v for k, v in ({"loss": sum(fitted.values())} | fitted).items()}
-        if not fitted:
-            del row["train_loss"]
+        fitted, totals = totals.means(), Totals()
+        row |= {f"train_{k}": v for k, v in fitted.items()}
         held = evaluate(model, judged, corruption, seed)
         row |= {f"valid_{k}": v for k, v in held.items()}
         row["seconds"] = time.perf_counter() - began
         refuse_nan(row, model)
+        model.train()
         run.history.append(row)
         if not run.best or row["valid_loss"] < run.best["valid_loss"] * (1 - 1e-5):
             run.best, waited = row, 0
@@ -104,7 +105,7 @@ def fit(
             rate = step * plan.batch_size / max(1e-9, time.perf_counter() - began)
             watch(Progress(step, plan.steps, rate, row))
 
-    tick = max(1, plan.steps // 200)
+    tick = plan.tick
     try:
         evaluated()
         order, position = torch.empty(0, dtype=torch.long), 0
@@ -114,17 +115,17 @@ def fit(
             clean = train.rows(order[position : position + plan.batch_size])
             position += plan.batch_size
             batch = clean if corruption is None else corruption(clean, draw)
-            model.train()
-            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            with autocast:
                 output = model(batch, clean)
                 loss = output.loss
-            optimizer.zero_grad(set_to_none=True)
+            for parameter in parameters:
+                parameter.grad = None
             loss.backward()
             optimizer.step()
-            schedule.step()
             step += 1
-            accumulate(totals, output.terms, len(clean))
+            totals.add(output.terms, len(clean))
             if step % tick == 0:
+                schedule.step()
                 notify(None)
             if (step % plan.period == 0 or step == plan.steps) and not evaluated():
                 run.stopped = f"no improvement in {plan.patience} evaluations"
@@ -133,35 +134,47 @@ def fit(
         run.stopped = "interrupted"
     if best:
         model.load_state_dict(best)
+    if plan.steps == 0:
+        run.stopped = "nothing was left to train"
     model.eval()
     run.seconds = time.perf_counter() - began
     return run
 
 
-def accumulate(totals: dict[str, Tensor], terms: dict[str, Tensor], rows: int) -> None:
-    """Add a batch's means, weighted by its rows, without waiting for the device."""
-    for name, value in terms.items():
-        if name in totals:
-            totals[name].add_(value.detach(), alpha=rows)
-        else:
-            totals[name] = value.detach() * rows
-    totals["rows"] = totals.get("rows", torch.tensor(0.0)) + rows
+class Totals:
+    """Sums over rows of every term, kept on the device until somebody reads them."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.rows = 0
+
+    def add(self, terms: dict[str, Tensor], rows: int) -> None:
+        """Add a batch's means, weighted by its rows, without waiting for the device."""
+        self.rows += rows
+        for name, value in terms.items():
+            if name in self.sums:
+                self.sums[name].add_(value.detach(), alpha=rows)
+            else:
+                self.sums[name] = value.detach() * rows
+
+    def means(self) -> Row:
+        """Mean over the rows of each term, and of their sum as ``loss``; empty without rows."""
+        means = {k: float(v) / self.rows for k, v in self.sums.items()}
+        return {"loss": sum(means.values()), **means} if means else {}
 
 
 @torch.no_grad()
 def evaluate(model: Model, rows: Batch, corruption: Corruption | None, seed: int) -> Row:
     """Mean over the rows of the loss and of every term, with one fixed draw of the corruption."""
     model.eval()
-    totals: dict[str, Tensor] = {}
+    totals = Totals()
     device = next(iter(rows.x.values())).device
     draw = torch.Generator(device).manual_seed(seed + 1)
     for start in range(0, len(rows), VALIDATION_ROWS):
         clean = rows.rows(slice(start, start + VALIDATION_ROWS))
         output = model(clean if corruption is None else corruption(clean, draw), clean)
-        accumulate(totals, output.terms, len(clean))
-    seen = float(totals.pop("rows"))
-    means = {k: float(v) / seen for k, v in totals.items()}
-    return {"loss": sum(means.values()), **means}
+        totals.add(output.terms, len(clean))
+    return totals.means()
 
 
 def refuse_nan(row: Row, model: Model) -> None:

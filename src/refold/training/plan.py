@@ -105,7 +105,7 @@ class Plan:
         if schedule is not None and schedule not in SCHEDULES:
             raise unknown("schedule", schedule, SCHEDULES)
         return cls(
-            batch, steps, period, per_epoch, 1e-3 if lr is None else lr, given,
+            batch, steps, period, per_epoch, 2e-3 if lr is None else lr, given,
             schedule or "cosine",
             patience if patience is not None else max(5, evaluations // 4),
         )  # fmt: skip
@@ -146,6 +146,11 @@ class Plan:
         except (TypeError, ValueError) as error:
             raise InputError(f"the optimizer '{self.optimizer}' cannot be made: {error}") from error
 
+    @property
+    def tick(self) -> int:
+        """Steps between two advances of the schedule: it has about two hundred in a run."""
+        return max(1, self.steps // 200)
+
     def make_schedule(self, optimizer: Optimizer) -> lr_scheduler.LRScheduler:
-        """Build the schedule over the whole run; it advances once a step."""
-        return SCHEDULES[self.schedule](optimizer, max(1, self.steps))
+        """Build the schedule over the whole run; it advances once a tick."""
+        return SCHEDULES[self.schedule](optimizer, max(1, -(-self.steps // self.tick)))

@@ -37,11 +37,11 @@ def design(heads: Mapping[str, Likelihood], rows: Batch) -> Tensor:
     return torch.cat(views, 1) if len(views) > 1 else views[0]
 
 
-def choose_size(principal: Principal) -> int:
+def choose_size(principal: Principal, entries: int) -> int:
     """Fewest components that keep 90 % of the variance, at most 64 and half the entries."""
     share = principal.variance.cumsum(0) / max(principal.total, 1e-300)
     enough = int((share < KEEP).sum()) + 1
-    return max(1, min(enough, WIDEST, -(-len(principal.mean) // 2)))
+    return max(1, min(enough, WIDEST, -(-entries // 2)))
 
 
 def balance(

@@ -1,0 +1,1 @@
+"""From anything to tensors: sources, containers, the schema, corruptions; and files out again."""

@@ -1,0 +1,58 @@
+"""Rows as named columns, and the way back to the container they came in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+from numpy.typing import NDArray
+
+Block: TypeAlias = NDArray[Any]
+"""A column whose cells are arrays: ``[n, d]`` vectors, ``[n, H, W]`` or ``[n, H, W, C]`` images."""
+
+Arrow: TypeAlias = Any
+"""A ``pa.Array``, ``pa.ChunkedArray`` or ``pa.DataType``: pyarrow ships no types to check."""
+
+compute: Any = pyarrow.compute
+"""pyarrow's functions are made when it is imported, where no type checker sees them."""
+
+Column: TypeAlias = "Arrow | Block"
+"""One value per row: ``pa.ChunkedArray`` for scalars, NumPy for blocks."""
+
+
+class Container(Protocol):
+    """The user's own kind of container: builds another of its kind from columns."""
+
+    @property
+    def kind(self) -> str:
+        """Name of the container, as :func:`refold.data.containers.container` takes it."""
+        ...
+
+    def rebuild(self, columns: Mapping[str, Column]) -> Any:
+        """Put columns into a container of this kind."""
+        ...
+
+
+@dataclass(frozen=True)
+class Table:
+    """Named columns of one length, the container they came in, and remarks on the reading."""
+
+    columns: Mapping[str, Column]
+    container: Container
+    notes: tuple[str, ...] = ()
+    aside: tuple[str, ...] = ()
+    """Columns stored beside the data as labels: set aside unless the user asks for them."""
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()))) if self.columns else 0
+
+    def take(self, rows: NDArray[np.int64]) -> dict[str, Column]:
+        """Columns of the given rows, in the given order."""
+        return {
+            k: c.take(pa.array(rows)) if isinstance(c, pa.ChunkedArray) else c[rows]
+            for k, c in self.columns.items()
+        }
