@@ -1,0 +1,102 @@
+"""What the report rests on: a model's saved results, and rows where they are given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from refold import inference
+from refold.data.sources import read
+from refold.errors import InputError
+from refold.estimator import Autoencoder
+from refold.table import Column, Table
+from refold.types import Batch
+from refold.uses.inspect import Examined, examine
+
+MOST = 2000  # rows that go into a page
+ALPHA = 0.01
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows the report was given: all of them judged, and a seeded subsample of them to show.
+
+    ``rows`` are the subsample's positions, ascending, and ``batch`` its tensors; ``score``,
+    ``p_value``, ``is_anomaly`` and ``cause`` are of all rows.
+    """
+
+    table: Table
+    everything: Batch
+    notes: tuple[str, ...]
+    rows: NDArray[np.int64]
+    batch: Batch
+    score: NDArray[np.float64]
+    p_value: NDArray[np.float64]
+    is_anomaly: NDArray[np.bool_]
+    cause: NDArray[np.object_]
+
+    @classmethod
+    def of(cls, ae: Autoencoder, source: Any) -> Data:
+        """Read, encode and judge the rows of anything that can be read."""
+        table = read(source)
+        if len(table) == 0:
+            raise InputError("the data holds no rows to report on; give at least one")
+        batch, notes = ae.schema_.encode(table)
+        judged: dict[str, Any] = ae.calibration_.judge(ae.model_, batch, ae.schema_, ALPHA)
+        order = np.random.default_rng(ae.seed).permutation(len(table))
+        rows = np.sort(order[:MOST])
+        return cls(
+            table, batch, (*table.notes, *notes), rows, batch.rows(torch.from_numpy(rows)), **judged
+        )
+
+    def raw(self, rows: NDArray[np.int64]) -> dict[str, Column]:
+        """Columns as they were given, of the rows at the given positions."""
+        return self.table.take(rows)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Codes ``[n, D]`` of the shown rows, with score and p-value ``[n]``.
+
+    They are of the given rows, or, where none were (``data`` is None), of held-out rows.
+    """
+
+    ae: Autoencoder
+    codes: NDArray[np.float32]
+    score: NDArray[np.float64]
+    p_value: NDArray[np.float64]
+    data: Data | None
+
+    @classmethod
+    def of(cls, ae: Autoencoder, source: Any) -> Evidence:
+        """Take what was saved with the model, or what it makes of the given rows."""
+        if source is None:
+            kept = ae.calibration_
+            score = kept.code_scores
+            return cls(ae, kept.codes, score, kept.p_values(score), None)
+        data = Data.of(ae, source)
+        codes = inference.embed(ae.model_, data.batch, ae.schema_).float().numpy()
+        return cls(ae, codes, data.score[data.rows], data.p_value[data.rows], data)
+
+    def whose(self) -> str:
+        """Say whose codes these are."""
+        if self.data is not None:
+            every = len(self.data.table)
+            count = f"{every:,} rows" if every > 1 else "1 row"
+            if every <= MOST:
+                return f"the {count} of the data"
+            return (
+                f"{MOST:,} rows drawn at random (seed {self.ae.seed}) from the {count} of the data"
+            )
+        kind = "held-out" if self.ae.calibration_.held_out else "training"
+        return f"{len(self.codes):,} {kind} rows saved with the model"
+
+    def examined(self, rows: NDArray[np.int64]) -> tuple[Batch, Examined]:
+        """Reconstruct the rows at the given positions of the data."""
+        assert self.data is not None
+        batch = self.data.everything.rows(torch.from_numpy(rows))
+        return batch, examine(self.ae.model_, batch, self.ae.schema_)

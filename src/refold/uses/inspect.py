@@ -1,0 +1,235 @@
+"""Figures about a trained model: what it keeps, and what principal components would."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from refold import inference
+from refold.backbones import Embed, Flat
+from refold.data.schema import Schema
+from refold.fields import Binary, Field, Image
+from refold.fields.category import Classes
+from refold.model import Model
+from refold.ops.pca import Principal
+from refold.training.start import kept_variance, pca_kept
+from refold.types import Batch
+
+Mask: TypeAlias = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How well rows that were held out come back.
+
+    ``kept`` is the share of the variance of all numbers and class indicators that survives,
+    ``pca_kept`` the same of as many principal components; ``squared_error`` is per row, in the
+    model's own scale (standard deviations; [0, 1] for pixels); ``rows`` says how many were judged.
+    """
+
+    kept: float
+    pca_kept: float
+    squared_error: float
+    rows: int
+
+    def sentence(self, size: int) -> str:
+        """Say it in words."""
+        return (
+            f"PCA with {size} numbers keeps {self.pca_kept:.1%} of the variance; "
+            f"this model keeps {self.kept:.1%}"
+        )
+
+
+@torch.inference_mode()
+def quality(model: Model, rows: Batch, schema: Schema, principal: Principal) -> Quality:
+    """Judge reconstructions of rows against principal components of the same number."""
+    views, predicted = expectations(model, rows, schema)
+    return Quality(
+        kept_variance(views, predicted, principal.mean.float().cpu()),
+        pca_kept(views, principal.to("cpu"), model.latent.size),
+        float((views - predicted).double().square().sum() / len(rows)),
+        len(rows),
+    )
+
+
+@torch.inference_mode()
+def squared_errors(model: Model, rows: Batch, schema: Schema) -> Tensor:
+    """Squared error of each row ``[n]`` over all observed entries, in the model's own scale."""
+    views, predicted = expectations(model, rows, schema)
+    return (views - predicted).double().square().sum(1)
+
+
+@torch.inference_mode()
+def expectations(model: Model, rows: Batch, schema: Schema) -> tuple[Tensor, Tensor]:
+    """Rows as one matrix ``[n, V]`` and what the model expects there; equal where missing."""
+    views: list[Tensor] = []
+    predicted: list[Tensor] = []
+    for output, count in inference.outputs(model, rows, schema):
+        for name, params in output.params.items():
+            head, seen = model.likelihoods[name], output.target.observed[name]
+            view, mean = head.linear_view(output.target.x[name]).float(), head.expected(params)
+            view = view if seen is None else torch.where(head.spread(seen), view, mean)
+            views.append(view[:count].cpu())
+            predicted.append(mean[:count].cpu())
+    fields = len(model.names)
+    return _side_by_side(views, fields), _side_by_side(predicted, fields)
+
+
+def _side_by_side(parts: list[Tensor], fields: int) -> Tensor:
+    return torch.cat([torch.cat(parts[i::fields]) for i in range(fields)], 1)
+
+
+@dataclass(frozen=True)
+class Examined:
+    """Rows beside their reconstructions, per field, in the model's own scale.
+
+    ``points`` ``[n, E]`` are the best single values, ``cells`` ``[n, E]`` their weighted costs.
+    """
+
+    points: dict[str, torch.Tensor]
+    cells: dict[str, torch.Tensor]
+
+
+@torch.inference_mode()
+def examine(model: Model, rows: Batch, schema: Schema) -> Examined:
+    """Reconstruct rows and cost each of their entries."""
+    points: list[dict[str, torch.Tensor]] = []
+    cells: list[dict[str, torch.Tensor]] = []
+    for output, count in inference.outputs(model, rows, schema):
+        found = inference.points(model, output.params)
+        points.append({k: v[:count] for k, v in found.items()})
+        cells.append({k: v[:count].cpu() for k, v in output.cells.items()})
+    return Examined(inference.joined(points), inference.joined(cells))
+
+
+def differing(schema: Schema, rows: Batch, points: Mapping[str, torch.Tensor]) -> dict[str, Mask]:
+    """Entries ``[n, E]`` that come back different; a missing entry has nothing to differ from.
+
+    A number differs by more than one standard deviation of its column in training (a pixel by
+    more than a quarter of its range), a class wherever it is another.
+    """
+    found: dict[str, Mask] = {}
+    for name, own in schema.fields.items():
+        x, point = rows.x[name].flatten(1), points[name]
+        if isinstance(own, Classes):
+            different = x.round() != (point > 0.5 if isinstance(own, Binary) else point)
+        else:
+            different = (x - point).abs() > (0.25 if isinstance(own, Image) else 1.0)
+        seen = rows.observed[name]
+        found[name] = (different if seen is None else different & seen).numpy()
+    return found
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How well one entry comes back.
+
+    ``kept``: for numbers the share of their variance, for classes the share of right answers;
+    ``guess``: what the best constant gets, 0 for numbers; ``rows``: how many had a value.
+    """
+
+    kept: float
+    guess: float
+    rows: int
+
+
+def fidelity(
+    schema: Schema, rows: Batch, points: Mapping[str, torch.Tensor]
+) -> dict[str, list[Fidelity]]:
+    """Judge every entry of the given fields by itself; NaN where no row, or a constant, is seen."""
+    return {
+        name: [
+            _fidelity(rows.x[name].flatten(1)[:, e], point[:, e], _seen(rows, name, e), own)
+            for e in range(point.shape[1])
+        ]
+        for name, point in points.items()
+        for own in [schema.fields[name]]
+    }
+
+
+def _seen(rows: Batch, name: str, entry: int) -> torch.Tensor:
+    seen = rows.observed[name]
+    return torch.ones(len(rows), dtype=torch.bool) if seen is None else seen[:, entry]
+
+
+def _fidelity(x: torch.Tensor, point: torch.Tensor, seen: torch.Tensor, own: Field) -> Fidelity:
+    x, point, count = x[seen].double(), point[seen].double(), int(seen.sum())
+    if count == 0:
+        return Fidelity(float("nan"), float("nan"), 0)
+    if isinstance(own, Classes):
+        answer = (point > 0.5).double() if isinstance(own, Binary) else point
+        commonest = int(x.long().bincount().max())
+        return Fidelity(float((answer == x).double().mean()), commonest / count, count)
+    total = float((x - x.mean()).square().sum())
+    kept = 1.0 - float((x - point).square().sum()) / total if total > 1e-12 else float("nan")
+    return Fidelity(kept, 0.0, count)
+
+
+@dataclass(frozen=True)
+class Activity:
+    """How much each unit of a code is used.
+
+    ``share`` ``[D]`` of the rows in which a unit is not zero, and its standard deviation ``std``.
+    """
+
+    share: NDArray[np.float64]
+    std: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, codes: NDArray[np.float32]) -> Activity:
+        """Judge codes ``[n, D]``.
+
+        >>> Activity.of(np.array([[0, 1], [2, 1]], dtype=np.float32)).share.tolist()
+        [0.5, 1.0]
+        """
+        if len(codes) == 0:
+            nothing = np.zeros(codes.shape[1])
+            return cls(nothing, nothing)
+        return cls((codes != 0).mean(0), codes.std(0, dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    r"""What each unit of the code adds to the output, where a linear map leads there.
+
+    .. math:: \hat x = \sum_d z_d \, a_d + \dots
+
+    ``atoms`` ``[V, D]`` by field holds :math:`a_d` in its columns; ``labels`` names the ``V``
+    numbers; ``whole`` is False where layers beside the linear map add to it.
+    """
+
+    atoms: dict[str, NDArray[np.float32]]
+    labels: dict[str, tuple[str, ...]]
+    whole: bool
+
+
+@torch.no_grad()
+def dictionary(model: Model, schema: Schema) -> Dictionary | None:
+    """Read the decoder's dictionary off its weights; None where no linear map leads to a field."""
+    path = model.fusion.linear_path()
+    if path is None:
+        return None
+    up, at = path.up.detach().float().cpu().numpy(), 0
+    atoms: dict[str, NDArray[np.float32]] = {}
+    labels: dict[str, tuple[str, ...]] = {}
+    for name, spine in model.backbones.items():
+        block, at = up[at : at + spine.decoded], at + spine.decoded
+        if isinstance(spine, Flat | Embed):
+            labels[name] = tuple(_labels(schema.fields[name]))
+            atoms[name] = block[: len(labels[name])]
+    return Dictionary(atoms, labels, not path.beside) if atoms else None
+
+
+def _labels(own: Field) -> list[str]:
+    if not isinstance(own, Classes):
+        return list(own.entries)
+    columns = zip(own.columns, own.levels, strict=True)
+    if isinstance(own, Binary):
+        return [f"{name} = {levels[-1]}" for name, levels in columns]
+    return [f"{name} = {level}" for name, levels in columns for level in levels]
