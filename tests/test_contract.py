@@ -1,0 +1,198 @@
+"""What every recipe promises on every kind of data. A new recipe or part needs no new test here."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import refold
+from refold import inference
+from refold.recipes import RECIPES
+from refold.types import Batch
+
+ROWS = 60
+
+
+def vectors():
+    r = np.random.default_rng(0)
+    return r.normal(size=(ROWS, 3)) @ r.normal(size=(3, 7)) + 0.1 * r.normal(size=(ROWS, 7))
+
+
+def images():
+    return (np.random.default_rng(0).random((ROWS, 9, 7)) * 255).astype(np.uint8)
+
+
+def tables():
+    r = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "age": r.integers(18, 90, ROWS),
+            "pay": r.lognormal(3, 1, ROWS),
+            "sex": r.choice(["f", "m"], ROWS),
+            "town": r.choice(["a", "b", "c"], ROWS),
+        }
+    )
+    frame.loc[3, "pay"] = np.nan
+    frame.loc[5, "town"] = None
+    frame.loc[7] = None
+    return frame
+
+
+DATA = {"vector": vectors, "image": images, "table": tables}
+
+
+def fitted(recipe, data, **options):
+    return refold.Autoencoder(recipe=recipe, epochs=2, **options).fit(DATA[data]())
+
+
+@pytest.fixture(scope="module", params=[(r, d) for r in RECIPES for d in DATA], ids=str)
+def case(request):
+    recipe, data = request.param
+    return fitted(recipe, data), DATA[data](), recipe, data
+
+
+def parameters(ae):
+    return torch.cat([p.flatten() for p in ae.model_.parameters()])
+
+
+def same(a, b):
+    return a.equals(b) if isinstance(a, pd.DataFrame) else np.array_equal(a, b)
+
+
+def test_shapes_and_finite_values(case):
+    ae, X, _, _ = case
+    z = ae.transform(X)
+    assert z.shape == (ROWS, ae.spec_.size)
+    assert z.dtype == np.float32
+    assert np.isfinite(z).all()
+    assert np.isfinite(ae.score_samples(X)).all()
+
+
+def test_what_comes_back_is_like_what_went_in(case):
+    ae, X, _, data = case
+    for back in (ae.reconstruct(X), ae.inverse_transform(ae.transform(X))):
+        assert type(back) is type(X)
+        assert back.shape == X.shape
+        if data == "table":
+            assert list(back.columns) == list(X.columns)
+            assert not back.isna().any().any()
+            assert set(back["town"]) <= {"a", "b", "c"}
+        else:
+            assert back.dtype == X.dtype
+
+
+def test_decoding_a_code_is_the_reconstruction(case):
+    ae, X, _, data = case
+    a, b = ae.reconstruct(X), ae.inverse_transform(ae.transform(X))
+    if data == "table":
+        pd.testing.assert_frame_equal(a.astype(b.dtypes), b)
+    else:
+        np.testing.assert_allclose(a, b, atol=1e-4 if data == "vector" else 1)
+
+
+def test_training_and_scoring_are_one_computation(case):
+    ae, X, _, _ = case
+    rows = ae._encode(ae._read(X))
+    with torch.inference_mode():
+        output = ae.model_(rows)
+        whole = output.score.mean() + sum(output.code.aux.values())
+        torch.testing.assert_close(output.loss, whole)
+        torch.testing.assert_close(sum(output.nll.values()), torch.cat(
+            list(output.cells.values()), 1).sum(1))  # fmt: skip
+
+
+def test_every_parameter_learns(case):
+    ae, X, _, _ = case
+    rows = ae._encode(ae._read(X))
+    ae.model_.train()
+    ae.model_.zero_grad()
+    ae.model_(rows).loss.backward()
+    ae.model_.eval()
+    for name, p in ae.model_.named_parameters():
+        assert p.grad is not None, name
+        assert torch.isfinite(p.grad).all(), name
+
+
+def test_rows_do_not_see_each_other(case):
+    ae, X, _, data = case
+    part = X.iloc[10:13] if data == "table" else X[10:13]
+    assert np.array_equal(ae.transform(part), ae.transform(X)[10:13])
+    assert np.array_equal(ae.score_samples(part), ae.score_samples(X)[10:13])
+
+
+def test_a_missing_entry_has_no_say(case):
+    ae, X, _, _ = case
+    rows = ae._encode(ae._read(X))
+    x, observed = dict(rows.x), dict(rows.observed)
+    for name, value in rows.x.items():
+        seen = torch.rand(ROWS, value[0].numel(), generator=torch.manual_seed(0)) > 0.3
+        observed[name] = seen if rows.observed[name] is None else seen & rows.observed[name]
+        absent = ~observed[name].view_as(value)
+        x[name] = value.masked_fill(absent, 0 if value.is_floating_point() else -1)
+    moved = {k: torch.where(observed[k].view_as(v), v, torch.full_like(v, 1)) for k, v in x.items()}
+    with torch.inference_mode():
+        one = ae.model_(Batch(x, observed))
+        two = ae.model_(Batch(x, observed), Batch(moved, observed))
+        torch.testing.assert_close(one.score, two.score, rtol=0, atol=0)
+
+
+def test_the_same_seed_gives_the_same_model_and_another_another(case):
+    ae, _, recipe, data = case
+    assert torch.equal(parameters(ae), parameters(fitted(recipe, data)))
+    assert not torch.equal(parameters(ae), parameters(fitted(recipe, data, seed=1)))
+
+
+def test_fitting_leaves_the_global_generators_alone(case):
+    _, _, recipe, data = case
+    torch.manual_seed(5)
+    np.random.seed(5)
+    fitted(recipe, data)
+    drawn = torch.rand(1), np.random.rand(1)
+    torch.manual_seed(5)
+    np.random.seed(5)
+    assert (drawn[0], drawn[1]) == (torch.rand(1), np.random.rand(1))
+
+
+def test_a_saved_model_is_the_same_model(case, tmp_path):
+    ae, X, _, _ = case
+    ae.save(tmp_path / "model")
+    again = refold.load(tmp_path / "model")
+    assert np.array_equal(again.transform(X), ae.transform(X))
+    assert np.array_equal(again.score_samples(X), ae.score_samples(X))
+    assert same(again.reconstruct(X), ae.reconstruct(X))
+    judged, before = again.judge(X), ae.judge(X)
+    assert all(np.array_equal(judged[k], before[k]) for k in before)
+    assert str(again.get_params()) == str(ae.get_params())
+    assert again.history_ == ae.history_
+    again.save(tmp_path / "again")
+    for name in ("config.json", "model.safetensors", "history.csv", "calibration.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (
+            tmp_path / "model" / name
+        ).read_bytes(), name
+
+
+def test_sampling_or_an_error_that_names_who_can(case):
+    ae, X, _, _ = case
+    if not ae.model_.latent.generative:
+        with pytest.raises(refold.InputError, match=r"cannot sample.*gaussian"):
+            ae.sample(3)
+        return
+    drawn = ae.sample(5)
+    assert type(drawn) is type(X)
+    assert len(drawn) == 5
+    assert same(drawn, ae.sample(5))
+    assert not same(drawn, ae.sample(5, seed=9))
+
+
+def test_the_judgement_of_rows(case):
+    ae, X, _, _ = case
+    judged = ae.anomalies(X)
+    assert list(judged.columns) == ["score", "p_value", "is_anomaly", "cause"]
+    assert len(judged) == ROWS
+    assert ((judged["p_value"] > 0) & (judged["p_value"] <= 1)).all()
+    assert set(judged["cause"]) <= set(ae.schema_.entries())
+    rows = ae._encode(ae._read(X))
+    outputs = [o for o, _ in inference.outputs(ae.model_, rows, ae.schema_)]
+    cells = torch.cat([torch.cat(list(o.cells.values()), 1) for o in outputs])[:ROWS]
+    expected = np.array(ae.schema_.entries())[cells.argmax(1).numpy()]
+    assert list(judged["cause"]) == list(expected)

@@ -1,0 +1,170 @@
+"""The scikit-learn face."""
+
+import pickle
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from sklearn.base import clone
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import refold
+from refold.estimator import Autoencoder, InputWarning
+
+
+@parametrize_with_checks([Autoencoder(epochs=2)])
+def test_scikit_learns_own_checks(estimator, check):
+    check(estimator)
+
+
+def data(n=120):
+    r = np.random.default_rng(0)
+    return r.normal(size=(n, 2)) @ r.normal(size=(2, 6)) + 0.05 * r.normal(size=(n, 6))
+
+
+def test_clone_pickle_pipeline_and_search():
+    X = data()
+    y = (X[:, 0] > 0).astype(int)
+    latent = refold.latents.TopK(6, k=2)
+    ae = Autoencoder(latent=latent, epochs=2, fields={"x": "vector"}).fit(X)
+    assert ae.latent is latent
+    assert clone(ae).get_params()["epochs"] == 2
+    again = pickle.loads(pickle.dumps(ae))
+    assert np.array_equal(again.transform(X), ae.transform(X))
+    pipe = make_pipeline(StandardScaler(), Autoencoder(latent=2), LogisticRegression())
+    assert pipe.fit(X, y).score(X, y) > 0.8
+    search = GridSearchCV(Autoencoder(epochs=2), {"latent": [1, 2]}, cv=2).fit(X)
+    assert search.best_params_ == {"latent": 2}
+
+
+def test_names_and_output_containers():
+    X = pd.DataFrame(data(), columns=list("abcdef"), index=range(7, 127))
+    ae = Autoencoder(latent=2, epochs=1).fit(X)
+    assert list(ae.feature_names_in_) == list("abcdef")
+    assert ae.n_features_in_ == 6
+    assert list(ae.get_feature_names_out()) == ["latent0", "latent1"]
+    out = ae.set_output(transform="pandas").transform(X)
+    assert list(out.columns) == ["latent0", "latent1"]
+    assert list(out.index) == list(X.index)
+    back = ae.reconstruct(X)
+    assert list(back.index) == list(X.index)
+    assert isinstance(ae.reconstruct(pl.from_pandas(X)), pl.DataFrame)
+    assert isinstance(ae.anomalies(pl.from_pandas(X)), pl.DataFrame)
+
+
+def test_a_code_decodes_to_the_same_row_whatever_comes_with_it():
+    X = data(5000)
+    ae = Autoencoder(latent=2, epochs=1).fit(X)
+    z = ae.transform(X)
+    for n in (1, 63, 64, 65, 1024, 1025):
+        assert np.array_equal(ae.transform(X[:n]), z[:n]), n
+
+
+def test_the_linear_model_is_pca():
+    X = data()
+    ae = Autoencoder(recipe="pca", latent=2, fields={"x": "vector(scale='pooled')"}).fit(X)
+    pca = PCA(2).fit(X)
+    np.testing.assert_allclose(
+        ae.reconstruct(X), pca.inverse_transform(pca.transform(X)), atol=1e-4
+    )
+
+
+def test_p_values_are_valid_on_new_rows():
+    r = np.random.default_rng(0)
+    mix = r.normal(size=(3, 8))
+    draw = lambda n: r.standard_t(4, size=(n, 3)) @ mix + 0.3 * r.normal(size=(n, 8))  # noqa: E731
+    judged = Autoencoder(latent=2, epochs=5).fit(draw(4000)).anomalies(draw(4000))
+    for alpha in (0.01, 0.05, 0.1):
+        share = (judged["p_value"] <= alpha).mean()
+        # Both the new rows and the 400 held-out ones are samples.
+        slack = 3.5 * np.sqrt(alpha * (1 - alpha) * (1 / 4000 + 1 / 400))
+        assert share < alpha + slack
+        assert share > alpha - slack - 1 / 400
+
+
+def test_the_corrupted_column_is_the_cause():
+    X = pd.DataFrame(data(400), columns=list("abcdef"))
+    ae = Autoencoder(latent=2, epochs=20).fit(X)
+    broken = X.head(60).copy()
+    columns = [list("abcdef")[i % 6] for i in range(60)]
+    for row, column in enumerate(columns):
+        broken.loc[row, column] += 8 * X[column].std()
+    judged = ae.anomalies(broken)
+    assert (judged["cause"] == columns).mean() > 0.9
+    assert judged["is_anomaly"].mean() > 0.95
+    assert judged["score"].max() < ae.score_samples(X.head(60)).mean()
+
+
+def test_missing_cells_are_filled_and_the_rest_is_close():
+    X = pd.DataFrame(data(400), columns=list("abcdef"))
+    holes = X.mask(np.random.default_rng(1).random(X.shape) < 0.1)
+    holes.iloc[0] = np.nan
+    ae = Autoencoder(latent=2, epochs=60).fit(holes)
+    filled = ae.reconstruct(holes)
+    assert not filled.isna().any().any()
+    hidden = holes.isna().to_numpy()[1:]
+    error = (filled - X).to_numpy()[1:][hidden]
+    assert np.square(error).mean() < 0.5 * X.to_numpy()[1:][hidden].var()
+
+
+def test_input_that_had_to_be_handled_is_remarked_on():
+    X = pd.DataFrame({"a": np.arange(60.0) ** 1.5, "b": list("xyz") * 20})
+    ae = Autoencoder(latent=1, epochs=1).fit(X)
+    with pytest.warns(InputWarning, match="never seen in training"):
+        ae.transform(X.assign(b="q"))
+    with pytest.warns(InputWarning, match="'b' is not in the data"):
+        ae.transform(X[["a"]])
+    with pytest.warns(InputWarning, match="ignored: 'c'"):
+        ae.transform(X.assign(c=1))
+    with pytest.warns(InputWarning, match="more than ten standard deviations"):
+        judged = ae.score_samples(X.assign(a=1e30))
+    assert np.isfinite(judged).all()
+    shuffled = ae.transform(X[["b", "a"]])
+    assert np.array_equal(shuffled, ae.transform(X))
+
+
+def test_the_code_size_is_chosen_from_the_data_and_said():
+    r = np.random.default_rng(0)
+    X = r.normal(size=(300, 3)) @ r.normal(size=(3, 20)) + 0.01 * r.normal(size=(300, 20))
+    ae = Autoencoder(epochs=1).fit(X)
+    assert ae.spec_.size == 3
+    assert any("latent size 3: 3 principal components keep" in reason for reason in ae.reasons_)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"latent": 0}, "1 or more"),
+        ({"latent": "topk(k=9, size=4)"}, r"k must lie in 1\.\.4"),
+        ({"recipe": "vea"}, "did you mean 'vae'"),
+        ({"precision": "float16"}, "unknown precision"),
+        ({"device": "tpu9"}, "cannot be used here"),
+        ({"validation": 1.5}, r"a share in \[0, 1\)"),
+        ({"epochs": -1}, "0 or more"),
+        ({"lr": 0.0}, "above 0"),
+        ({"weights": "fair"}, "unknown weights"),
+        ({"weights": {"y": 2.0}}, "unknown field in weights"),
+        ({"penalties": ["contractive"]}, "unknown penalty"),
+        ({"fields": {"z": "numeric"}}, "unknown column 'z'"),
+        ({"hidden": (0,)}, "hidden widths"),
+    ],
+)
+def test_bad_options_are_sentences(options, message):
+    with pytest.raises(refold.InputError, match=message):
+        Autoencoder(**{"epochs": 1, **options}).fit(data())
+
+
+def test_bad_codes_and_counts_are_sentences():
+    ae = Autoencoder(recipe="vae", latent=2, epochs=1).fit(data())
+    with pytest.raises(refold.InputError, match=r"expected \(n, 2\)"):
+        ae.inverse_transform(np.zeros((3, 5)))
+    with pytest.raises(refold.InputError, match="1 or more"):
+        ae.sample(0)
+    with pytest.raises(refold.InputError, match="between 0 and 1"):
+        ae.anomalies(data(), alpha=0)
