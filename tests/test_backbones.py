@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from refold.backbones import ACTIVATIONS, Conv, Mlp, backbones
 from refold.backbones.base import Geometry
 from refold.errors import InputError

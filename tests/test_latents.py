@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch.distributions import Normal, kl_divergence
+
 from refold.errors import InputError
 from refold.latents import L1, Gaussian, TopK, latents
 from refold.parts import PartSpec
-from torch.distributions import Normal, kl_divergence
 
 SIZE = 6
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from refold.ops.pca import principal_components
 from refold.ops.segments import segment_log_softmax, segment_logsumexp
 from refold.ops.topk import exact_mask, keep_top_k

@@ -217,6 +217,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         rows = self._encode(self._read(X))
         return inference.embed(self.model_, rows, self.schema_).float().numpy()
 
+    @torch.inference_mode()
     def inverse_transform(self, X: Any) -> Any:
         """Rows of codes, in the container, columns and types of the training data."""
         check_is_fitted(self)
@@ -229,6 +230,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         parts = [inference.points(self.model_, p) for p in inference.decode(self.model_, z)]
         return self._container().rebuild(self.schema_.decode(inference.joined(parts)))
 
+    @torch.inference_mode()
     def reconstruct(self, X: Any) -> Any:
         """Rows as the model sees them, every cell, missing ones too; like ``X`` in all else."""
         check_is_fitted(self)
@@ -239,6 +241,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         ]
         return table.container.rebuild(self.schema_.decode(inference.joined(parts), table))
 
+    @torch.inference_mode()
     def score_samples(self, X: Any) -> NDArray[np.float64]:
         """How normal each row is, ``[n]``: minus its cost in nats; higher is more normal."""
         check_is_fitted(self)

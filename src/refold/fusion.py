@@ -98,10 +98,8 @@ class Concat(Fusion):
             "init": init,
         }
         width_in, width_out = sum(inputs.values()), sum(outputs.values())
-        self.down = Mlp(width_in, hidden, **kind)
-        self.to_code = nn.Linear(self.down.outputs, into)
-        self.up = Mlp(code, hidden[::-1], **kind)
-        self.to_fields = nn.Linear(self.up.outputs, width_out)
+        self.down = Mlp(width_in, hidden, final=into, **kind)
+        self.up = Mlp(code, hidden[::-1], final=width_out, **kind)
         if linear and hidden:
             self.linear_down = nn.Linear(width_in, into, bias=False)
             self.linear_up = nn.Linear(code, width_out, bias=False)
@@ -113,12 +111,12 @@ class Concat(Fusion):
             if len(hidden) > 1
             else (next(iter(hidden.values())))
         )
-        h = self.to_code(self.down(joined))
+        h = self.down(joined)
         return h + self.linear_down(joined) if self.linear and self.hidden else h
 
     def decode(self, z: Tensor) -> dict[str, Tensor]:
         """Unfold and part."""
-        joined = self.to_fields(self.up(z))
+        joined = self.up(z)
         if self.linear and self.hidden:
             joined = joined + self.linear_up(z)
         if len(self.outputs) == 1:
@@ -128,14 +126,14 @@ class Concat(Fusion):
 
     def linear_path(self) -> LinearPath | None:
         """Return the path beside the layers, or the layers themselves where they are linear."""
-        biases = (self.to_code.bias, self.to_fields.bias)
+        weights = (self.down.last.weight, self.up.last.weight)
+        biases = (self.down.last.bias, self.up.last.bias)
         if not self.hidden:
-            return LinearPath(self.to_code.weight, self.to_fields.weight, *biases, beside=())
+            return LinearPath(*weights, *biases, beside=())
         if not self.linear:
             return None
-        beside = (self.to_code.weight, self.to_fields.weight)
-        return LinearPath(self.linear_down.weight, self.linear_up.weight, *biases, beside=beside)
+        return LinearPath(self.linear_down.weight, self.linear_up.weight, *biases, beside=weights)
 
     def last_bias(self) -> Tensor:
         """Return the bias that meets the fields."""
-        return self.to_fields.bias
+        return self.up.last.bias

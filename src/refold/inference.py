@@ -47,7 +47,10 @@ def portions(rows: Batch) -> Iterator[tuple[Batch, int]]:
 
 @torch.inference_mode()
 def outputs(model: Model, rows: Batch, schema: Schema) -> Iterator[tuple[Output, int]]:
-    """Outputs of all rows, portion by portion, each with the number of rows that count."""
+    """Outputs of all rows, portion by portion, each with the number of rows that count.
+
+    What an output computes when asked runs in the caller's mode: call within inference mode.
+    """
     model.eval()
     device = model.fusion.last_bias().device
     for part, count in portions(rows):

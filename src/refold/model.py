@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import final
 
 import torch
@@ -41,7 +41,8 @@ class Model(nn.Module):
         self.latent = latent
         self.backbones = dict(backbones)
         self.likelihoods = {k: likelihoods[k] for k in self.names}
-        self.penalties = nn.ModuleList(penalties)
+        self._penalties = nn.ModuleList(penalties)
+        self.penalties = penalties
         self._scalars = dict.fromkeys(self.names, 1.0)
 
     def weigh(self, weights: dict[str, tuple[float, ...]]) -> None:
@@ -51,6 +52,7 @@ class Model(nn.Module):
             if len(given) == 1:
                 self._scalars[name] = given[0]
             else:
+                del self._scalars[name]
                 device = self.fusion.last_bias().device
                 self.register_buffer(
                     f"weight{i}", torch.tensor(given, device=device), persistent=False
@@ -58,8 +60,9 @@ class Model(nn.Module):
 
     def weight(self, name: str) -> Tensor | float:
         """Weight of a field: a number, or ``[E]``."""
-        own = self._buffers.get(f"weight{self.names.index(name)}")
-        return self._scalars[name] if own is None else own
+        if name in self._scalars:
+            return self._scalars[name]
+        return self.get_buffer(f"weight{self.names.index(name)}")
 
     def encode(self, batch: Batch) -> Code:
         """Code of a batch."""
@@ -109,25 +112,29 @@ class Output:
         """Cost per row ``[B]``: the higher, the more unusual."""
         return torch.stack([*self.nll.values(), *self.code.terms.values()]).sum(0)
 
-    @cached_property
-    def terms(self) -> dict[str, Tensor]:
-        """Means over the batch of every cost, by name: scalars, by the fused path."""
+    @property
+    def costs(self) -> dict[str, tuple[Tensor, float]]:
+        """Every cost by name: a scalar, and the factor that makes it its mean over the batch."""
         m, t = self.model, self.target
-        terms = {
-            k: m.likelihoods[k].mean_nll(p, t.x[k], t.observed[k], m.weight(k))
+        n = len(t)
+        costs = {
+            k: m.likelihoods[k].cost(p, t.x[k], t.observed[k], m.weight(k))
             for k, p in self.params.items()
         }
         for name, rows in self.code.terms.items():
-            terms[name] = rows.mean()
-        terms |= self.code.aux
+            costs[name] = rows.sum(), 1.0 / n
+        for name, value in self.code.aux.items():
+            costs[name] = value, 1.0
         for penalty in m.penalties:
-            terms |= penalty(m, t, self.code)
-        return terms
+            costs.update({k: (v, 1.0) for k, v in penalty(m, t, self.code).items()})
+        return costs
 
-    @cached_property
+    @property
+    def terms(self) -> dict[str, Tensor]:
+        """Mean over the batch of every cost, by name: scalars."""
+        return {k: value * factor for k, (value, factor) in self.costs.items()}
+
+    @property
     def loss(self) -> Tensor:
-        """Return the objective: a scalar."""
-        first, *others = self.terms.values()
-        for term in others:
-            first = first + term
-        return first
+        """Return the objective, a scalar: the sum of :attr:`terms`."""
+        return reduce(torch.add, self.terms.values())

@@ -1,4 +1,4 @@
-"""A model on disk: a folder of JSON, safetensors and CSV, checked by its own checksums, no pickle."""
+"""A model on disk: a folder of JSON, safetensors and CSV with checksums; no pickle."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         )
     if config.pop("checksum", None) != _checksum(config):
         raise InputError(
-            f"the model '{folder}' is damaged or was changed: {CONFIG} does not match its checksum; "
-            f"copy it again or fit anew"
+            f"the model '{folder}' is damaged or was changed: {CONFIG} does not match its "
+            f"checksum; copy it again or fit anew"
         )
     return config
 

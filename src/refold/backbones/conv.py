@@ -140,7 +140,7 @@ class Conv(Backbone):
 
 
 def default_channels(height: int, width: int) -> tuple[int, ...]:
-    """Widths of as many stages as leave at least three pixels on the shorter side, at most three."""
+    """Widths of at most three stages, as many as leave three pixels on the shorter side."""
     stages = sum(min(height, width) > 2 ** (i + 1) + 1 for i in range(3))
     return (32, 64, 128)[: max(1, stages)]
 

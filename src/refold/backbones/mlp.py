@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from refold.errors import unknown
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
+    "relu": lambda: nn.ReLU(inplace=True),
     "leaky_relu": lambda: nn.LeakyReLU(0.01),
     "elu": nn.ELU,
     "selu": nn.SELU,
@@ -32,6 +32,8 @@ INITS: tuple[str, ...] = ("auto", "xavier", "he", "orthogonal")
 class Mlp(nn.Sequential):
     """Linear layers of the given ``widths``, each followed by norm, activation and dropout.
 
+    With ``final``, a last linear layer of that width stands alone after them.
+
     ``init="auto"`` draws He's weights for rectifiers (He et al. 2015), LeCun's for SELU, Glorot's
     otherwise (Glorot & Bengio 2010); ``norm="weight"`` normalises the weights themselves.
 
@@ -44,6 +46,7 @@ class Mlp(nn.Sequential):
         inputs: int,
         widths: Sequence[int],
         *,
+        final: int | None = None,
         activation: str = "relu",
         norm: str = "none",
         dropout: float = 0.0,
@@ -54,7 +57,17 @@ class Mlp(nn.Sequential):
         for width in widths:
             layers += stage(self.outputs, width, activation, norm, dropout, init)
             self.outputs = width
+        if final is not None:
+            layers.append(nn.Linear(self.outputs, final))
+            self.outputs = final
         super().__init__(*layers)
+
+    @property
+    def last(self) -> nn.Linear:
+        """Return the layer that stands alone at the end."""
+        layer = self[-1]
+        assert isinstance(layer, nn.Linear)
+        return layer
 
 
 def stage(

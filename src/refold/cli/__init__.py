@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 from refold.errors import InputError, MissingExtraError
@@ -10,13 +11,17 @@ from refold.errors import InputError, MissingExtraError
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
     from refold.cli.commands import app
-    from refold.cli.screen import complain
+    from refold.cli.screen import UsageError, complain, correction
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a column's name may be in any script
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        code = app(standalone_mode=False)
     except (InputError, MissingExtraError) as error:
         complain(str(error))
-        sys.exit(2)
-    except KeyboardInterrupt:
-        complain("interrupted; nothing was written")
-        sys.exit(130)
+        code = 2
+    except UsageError as error:
+        complain(correction(error))
+        code = 2
+    sys.exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -9,17 +10,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from refold.cli.screen import progress_bar, remark, say
+from refold.cli.screen import complain, progress_bar, remark, say
+from refold.errors import InputError
 from refold.version import VERSION
 
 if TYPE_CHECKING:
     from refold.estimator import Autoencoder
 
+
+class Commands(TyperGroup):
+    """The commands; Ctrl-C in any of them is one sentence and exit code 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            complain("interrupted; no file was left half-written")
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
     name="refold",
+    cls=Commands,
     help="Fold data into a small code and unfold it again.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -34,13 +50,17 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 
 
 @app.callback(invoke_without_command=True)
-def version(
+def bare(
+    ctx: typer.Context,
     show: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False,
 ) -> None:
     """Fold data into a small code and unfold it again."""
     if show:
         print(f"refold {VERSION}")
         raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help(), file=sys.stderr)
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -61,9 +81,8 @@ def fit(
 ) -> None:
     """Learn a model from DATA and write it to the folder --out."""
     from refold.cli.settings import constructor_arguments
-    from refold.data.sinks import check_writable
 
-    check_writable(out)
+    _check_model(out)
     arguments = constructor_arguments(
         recipe=recipe, latent=latent, epochs=epochs, seed=seed,
         ignore=ignore or (), settings=settings or (),
@@ -132,11 +151,10 @@ def sample(
     as_json: Json = False,
 ) -> None:
     """Write new rows drawn from a generative model."""
-    from refold.data.sinks import check_writable
     from refold.data.sources import read
     from refold.estimator import load
 
-    check_writable(out)
+    _check_file(out)
     drawn = read(load(model).sample(n, seed))
     _write(dict(drawn.columns), out, f"{len(drawn)} rows drawn", quiet, as_json)
 
@@ -145,7 +163,7 @@ def sample(
 def report(
     model: Model,
     out: Annotated[Path, typer.Option("--out", help="HTML file to write")],
-    data: Annotated[str | None, typer.Argument(metavar="[DATA]", help="rows to show")] = None,
+    data: Annotated[str | None, typer.Argument(metavar="DATA", help="rows to show")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -154,6 +172,8 @@ def report(
     from refold.estimator import load
     from refold.report import write
 
+    if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
+        raise InputError(f"cannot write {out}: a report is one HTML file; name it report.html")
     check_writable(out)
     with _remarks(quiet):
         write(load(model), out, data)
@@ -176,7 +196,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="folder for everything")] = Path("refold-demo"),
     quiet: Quiet = False,
 ) -> None:
-    """Do the whole job on handwritten digits: fit, embed, reconstruct, score, sample, report."""
+    """Do the whole job on handwritten digits: fit, embed, reconstruct, score, report."""
     from refold.cli.demo import run
 
     run(out, quiet=quiet)
@@ -195,12 +215,35 @@ def _fitted(arguments: dict[str, Any], data: str, out: Path, hidden: bool) -> Au
     return ae
 
 
-def _opened(model: Path, data: str, out: Path, quiet: bool) -> tuple[Autoencoder, Any]:
+def _check_model(out: Path) -> None:
+    """Refuse, before any work, a place where no model can be put."""
     from refold.data.sinks import check_writable
+    from refold.modelfile import is_model
+
+    check_writable(out)
+    if out.is_file():
+        raise InputError(f"cannot write the model to {out}: it is a file; name a new folder")
+    if out.is_dir() and any(out.iterdir()) and not is_model(out):
+        raise InputError(
+            f"cannot write the model to {out}: the folder holds other things; name a new one"
+        )
+
+
+def _check_file(out: Path) -> None:
+    """Refuse, before any work, a place or a format that cannot be written."""
+    from refold.data.sinks import check_format, check_writable
+
+    check_format(out)
+    check_writable(out)
+
+
+def _opened(model: Path, data: str, out: Path, quiet: bool) -> tuple[Autoencoder, Any]:
     from refold.data.sources import read
     from refold.estimator import load
 
-    check_writable(out)
+    _check_file(out)
+    if out.is_file() and Path(data).is_file() and out.samefile(data):
+        raise InputError(f"--out {out} is the data itself; choose another name")
     ae, table = load(model), read(data)
     for note in () if quiet else table.notes:
         remark(note)

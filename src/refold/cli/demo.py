@@ -9,13 +9,16 @@ from refold.cli import commands
 
 
 def run(out: Path, *, quiet: bool) -> None:
-    """Fit, embed, reconstruct, score, sample and report on scikit-learn's digits."""
+    """Fit, embed, reconstruct, score and report on scikit-learn's digits."""
     import numpy as np
     from sklearn.datasets import load_digits
 
     from refold.data.sinks import check_writable, write
+    from refold.errors import InputError
 
     check_writable(out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"cannot write the demo to {out}: it is a file; name a folder")
     out.mkdir(exist_ok=True)
     digits: Any = load_digits()
     images = (digits.images / 16.0).astype(np.float32)
@@ -28,4 +31,5 @@ def run(out: Path, *, quiet: bool) -> None:
     commands.reconstruct(model, str(data), out / "reconstructed.npy", quiet=quiet)
     commands.score(model, str(data), out / "scores.csv", quiet=quiet)
     commands.report(model, report, str(data), quiet=quiet)
-    print(f"\nopen    {report.resolve()}")
+    if not quiet:
+        print(f"\nopen    {report.resolve()}")

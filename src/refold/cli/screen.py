@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
+
+from refold.errors import InputError
 
 if TYPE_CHECKING:
     from refold.training.fit import Progress, Watch
 
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+UsageError: Any = typer.BadParameter.__mro__[1]
+"""What a malformed command line raises: typer exports only this kind of it, by versions its own
+or click's."""
+
+errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def complain(sentence: str) -> None:
@@ -26,12 +34,26 @@ def remark(sentence: str) -> None:
     errors.print(f"[yellow]note:[/yellow] {_escaped(sentence)}")
 
 
+def correction(error: Any) -> str:
+    """Say what is wrong with a malformed command line, and where to look."""
+    path = error.ctx.command_path if error.ctx else "refold"
+    said = error.format_message().rstrip(".")
+    return f"{said[:1].lower()}{said[1:]}; see '{path} --help'"
+
+
 def say(lines: list[str], values: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
     """Print the outcome: lines for people, or one JSON object for machines."""
-    if as_json:
-        print(json.dumps(values, default=str))
-    elif not quiet:
-        print("\n".join(lines))
+    if quiet and not as_json:
+        return
+    text = json.dumps(_finite(values), default=str, allow_nan=False) if as_json else None
+    try:
+        print("\n".join(lines) if text is None else text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise InputError(
+            f"cannot print the outcome: {error.strerror}; send it elsewhere or pass --quiet"
+        ) from error
 
 
 @contextmanager
@@ -61,6 +83,15 @@ def progress_bar(title: str, *, hidden: bool) -> Generator[Watch | None]:
                 bar.update(task, loss=f"held out {progress.row['valid_loss']:.4g}")
 
         yield watch
+
+
+def _finite(value: Any) -> Any:
+    """Return the same with null for numbers that JSON has not."""
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _escaped(text: str) -> str:

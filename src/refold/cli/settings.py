@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
-from typing import Any
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from refold.errors import InputError, unknown
 
 NESTED = ("latent", "corruption")
+OWN = ("fields", "verbose")  # the command line has a way of its own to say these
+WORDS = {int: "a whole number", float: "a number", str: "a name"}
 
 
 def constructor_arguments(
@@ -28,7 +31,8 @@ def constructor_arguments(
     """
     from refold.estimator import Autoencoder
 
-    known = Autoencoder().get_params(deep=False)
+    hints = get_type_hints(Autoencoder.__init__)
+    known = [name for name in hints if name not in (*OWN, "return")]
     arguments: dict[str, Any] = {"recipe": recipe, "latent": latent, "epochs": epochs, "seed": seed}
     fields: dict[str, str] = dict.fromkeys(ignore, "ignore")
     nested: dict[str, dict[str, Any]] = {}
@@ -41,11 +45,11 @@ def constructor_arguments(
             fields[rest] = text
         elif head in NESTED and rest:
             nested.setdefault(head, {})[rest] = literal(text)
-        elif key in known and key != "fields":
-            arguments[key] = literal(text)
+        elif key in known:
+            arguments[key] = fitting(setting, literal(text), hints[key])
         else:
             names = [*known, *(f"{n}.OPTION" for n in NESTED), "field.COLUMN"]
-            raise unknown("setting", key, (n for n in names if n != "fields"))
+            raise unknown("setting", key, names)
     for part, options in nested.items():
         arguments[part] = with_options(part, arguments.get(part), arguments["recipe"], options)
     if fields:
@@ -81,3 +85,60 @@ def literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+
+
+def fitting(setting: str, value: Any, hint: Any) -> Any:
+    """Return the value if it is of the type ``hint``, alone or as a sequence of one.
+
+    >>> fitting("hidden=64", 64, Sequence[int] | None)
+    (64,)
+    """
+    if fits(value, hint):
+        return value
+    if fits((value,), hint):
+        return (value,)
+    expected = " or ".join(dict.fromkeys(words(h) for h in alternatives(hint) if words(h)))
+    raise InputError(f"cannot use --set {setting}: got {value!r}, expected {expected}")
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type: a class, a union, or a sequence or mapping of such.
+
+    >>> fits(3, float | None), fits(True, int), fits("ab", Sequence[str])
+    (True, False, False)
+    """
+    kinds = alternatives(hint)
+    if len(kinds) > 1:
+        return any(fits(value, kind) for kind in kinds)
+    inner = get_args(hint)
+    match get_origin(hint):
+        case None if hint in (int, float):
+            number = isinstance(value, int | hint)
+            return number and not isinstance(value, bool)
+        case None:
+            return isinstance(value, hint)
+        case origin if issubclass(origin, Mapping):
+            whole = isinstance(value, Mapping)
+            return whole and all(fits(v, inner[1]) for v in value.values())
+        case _:
+            whole = isinstance(value, list | tuple)
+            return whole and all(fits(v, inner[0]) for v in value)
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """Return the members of a union, or the one type."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def words(hint: Any) -> str:
+    """Say a type in words; nothing for one that only Python code can make."""
+    if hint is type(None):
+        return "None"
+    if get_origin(hint) is None:
+        return WORDS.get(hint, "")
+    mapping = issubclass(get_origin(hint), Mapping)
+    return (
+        "{'field': number, ...}"
+        if mapping
+        else f"{words(alternatives(get_args(hint)[0])[0])}s, with commas between"
+    )

@@ -13,121 +13,10 @@ from typing import Any, final
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from refold.casting import as_arrow, as_dtype, as_numpy, cast, flatten
 from refold.errors import InputError, unknown
-from refold.table import Arrow, Block, Column, Container, compute
-
-# --- values ------------------------------------------------------------------------------------
-
-
-def as_arrow(values: Any) -> Arrow:
-    """Return one column as a ``pa.ChunkedArray``; cells that are arrays become fixed-size lists.
-
-    >>> as_arrow(np.array([[1, 2], [3, 4]])).to_pylist()
-    [[1, 2], [3, 4]]
-    """
-    if isinstance(values, pa.ChunkedArray):
-        return values
-    if isinstance(values, np.ndarray) and values.ndim > 1:
-        array = pa.array(values.reshape(-1))
-        for size in reversed(values.shape[1:]):
-            array = pa.FixedSizeListArray.from_arrays(array, size)
-        return pa.chunked_array([array])
-    array = values if isinstance(values, pa.Array) else pa.array(values, from_pandas=True)
-    return pa.chunked_array([array])
-
-
-def as_numpy(values: Any) -> Block:
-    """Return one column as an array; missing numbers are NaN, missing text is None."""
-    if isinstance(values, np.ndarray):
-        return values
-    column = as_arrow(values)
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if column.null_count and pa.types.is_boolean(column.type):
-        column = column.cast(pa.float64())
-    return column.to_numpy()
-
-
-def as_dtype(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Cast to an array type: integers are rounded and kept in range, booleans split at one half.
-
-    Neither holds a missing value: an array with NaN stays as it is.
-
-    >>> as_dtype(np.array([-3.2, 1.6, 999.0]), np.dtype(np.uint8)).tolist()
-    [0, 2, 255]
-    """
-    if values.dtype == dtype or values.dtype.kind not in "biuf" or dtype.kind not in "biuf":
-        return values
-    if dtype.kind == "f":
-        return values.astype(dtype)
-    if values.dtype.kind == "f" and np.isnan(values).any():
-        return values
-    if dtype.kind == "b":
-        return values > 0.5
-    edge = np.iinfo(dtype)
-    if values.dtype.kind in "iu":
-        own = np.iinfo(values.dtype)
-        return np.clip(values, max(edge.min, own.min), min(edge.max, own.max)).astype(dtype)
-    # float64 cannot hold the last 64-bit integer; stay a little inside so that the cast is exact.
-    top = float(edge.max) if edge.bits < 64 else float(np.nextafter(float(edge.max), 0.0))
-    return np.clip(np.rint(values.astype(np.float64)), float(edge.min), top).astype(dtype)
-
-
-def cast(values: Arrow, kind: Arrow) -> Arrow:
-    """Cast a ``pa.ChunkedArray`` as :func:`as_dtype` does, nulls kept; unchanged if it cannot be.
-
-    >>> cast(as_arrow([1.6, None]), pa.int8()).to_pylist()
-    [2, None]
-    """
-    if values.type == kind:
-        return values
-    if pa.types.is_dictionary(values.type):
-        return cast(values.cast(values.type.value_type), kind)
-    number = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
-    try:
-        if number and pa.types.is_integer(kind):
-            absent = values.is_null(nan_is_null=True)
-            whole = compute.if_else(absent, pa.scalar(0, values.type), values).to_numpy()
-            whole = as_dtype(whole, np.dtype(kind.to_pandas_dtype()))
-            return pa.chunked_array([pa.array(whole, kind, mask=absent.to_numpy())])
-        if pa.types.is_floating(values.type) and pa.types.is_boolean(kind):
-            return compute.greater(values, 0.5)
-        if pa.types.is_floating(values.type) and pa.types.is_temporal(kind):
-            values = cast(values, pa.int64())
-        return values.cast(kind, safe=False)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        return values
-
-
-def flatten(columns: Mapping[str, Any], keep: Collection[str] = ()) -> dict[str, Any]:
-    """Expand each 2-D block into columns ``name0``, ``name1``, …, but for the names in ``keep``.
-
-    Raises :class:`InputError` when two columns would get one name.
-
-    >>> list(flatten({"x": np.zeros((5, 2)), "y": np.zeros(5)}))
-    ['x0', 'x1', 'y']
-    """
-    flat: dict[str, Any] = {}
-    for name, values in columns.items():
-        wide = isinstance(values, np.ndarray) and values.ndim == 2 and name not in keep
-        parts = (
-            {f"{name}{i}": values[:, i] for i in range(values.shape[1])} if wide else {name: values}
-        )
-        if clash := flat.keys() & parts.keys():
-            raise InputError(
-                f"block '{name}' expands to a column '{min(clash)}', which exists; rename one"
-            )
-        flat |= parts
-    return flat
-
-
-def in_order(columns: Mapping[str, Any], template: Collection[str]) -> dict[str, Any]:
-    """Sort columns as the template has them, those that it does not know last."""
-    known = [name for name in template if name in columns]
-    return {name: columns[name] for name in [*known, *(n for n in columns if n not in template)]}
-
+from refold.table import Arrow, Block, Column, Container
 
 # --- containers --------------------------------------------------------------------------------
 
@@ -352,6 +241,12 @@ def frame(columns: Mapping[str, Column], like: Container) -> Any:
             return Pandas(index=like.index).rebuild(columns)
         case _:
             return default().rebuild(columns)
+
+
+def in_order(columns: Mapping[str, Any], template: Collection[str]) -> dict[str, Any]:
+    """Sort columns as the template has them, those that it does not know last."""
+    known = [name for name in template if name in columns]
+    return {name: columns[name] for name in [*known, *(n for n in columns if n not in template)]}
 
 
 # --- the libraries' own types ------------------------------------------------------------------

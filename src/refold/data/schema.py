@@ -17,7 +17,7 @@ from refold.fields import Categorical, Field, Image, Vector, fields
 from refold.fields.base import arrow_type, from_json, kind_of
 from refold.fields.category import Classes
 from refold.parts import PartSpec
-from refold.table import Arrow, Column, compute, Table
+from refold.table import Arrow, Column, Table, compute
 from refold.types import Batch
 
 CODED = 10  # integers with at most so many values, each seen ten times, are codes of classes
@@ -61,7 +61,8 @@ class Schema:
         """Infer kinds from all of ``table``, and learn scales from the given ``rows``.
 
         ``overrides`` maps a column to a kind (``"categorical"``, ``"numeric(likelihood='l1')"``)
-        or a field object, or sets it aside (``"ignore"``). Raises :class:`InputError` for names that do not exist.
+        or a field object, or sets it aside (``"ignore"``). Raises :class:`InputError` for names
+        that do not exist.
         """
         overrides = overrides or {}
         for name in overrides:

@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from refold.casting import as_dtype
 from refold.errors import InputError
 from refold.fields.base import Encoded, Field, register
 from refold.fields.numeric import refuse_infinite
-from refold.fields.vector import as_dtype, block
+from refold.fields.vector import block
 from refold.table import Column
 
 SMALLEST = 4  # pixels a side
@@ -137,7 +138,7 @@ def geometry(shape: tuple[int, ...], name: str) -> tuple[int, int, int, str]:
         )
     if min(height, width) < SMALLEST:
         raise InputError(
-            f"images of '{name}' are {height}x{width}; the smallest side must have {SMALLEST} pixels"
+            f"images of '{name}' are {height}x{width}; every side needs at least {SMALLEST} pixels"
         )
     return height, width, channels, layout
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from refold.casting import cast
 from refold.errors import InputError
 from refold.fields.base import Encoded, Field, arrow_type, register, scalar
 from refold.table import Arrow, Column, compute
@@ -72,7 +73,7 @@ class Numeric(Field):
         """Return to units, and to each column's own type."""
         values = point.double().cpu().numpy() * np.array(self.std) + np.array(self.mean)
         return {
-            c: to_arrow(values[:, i], arrow_type(t))
+            c: cast(pa.chunked_array([values[:, i]]), arrow_type(t))
             for i, (c, t) in enumerate(zip(self.columns, self.types, strict=True))
         }
 
@@ -135,7 +136,7 @@ def numbers(column: Arrow, name: str) -> NDArray[np.float64]:
     """Cast a scalar column to float64, NaN where missing; text that is no number is an error."""
     kind = column.type
     if pa.types.is_temporal(kind):
-        column = column.cast(pa.int32() if kind in (pa.date32(), pa.time32("s")) else pa.int64())
+        column = column.cast(pa.int32() if kind.bit_width == 32 else pa.int64())
     try:
         floats = column.cast(pa.float64(), safe=False)
     except pa.ArrowInvalid as error:
@@ -145,25 +146,6 @@ def numbers(column: Arrow, name: str) -> NDArray[np.float64]:
     except pa.ArrowNotImplementedError as error:
         raise InputError(f"column '{name}' has type {kind}, which is no number") from error
     return compute.fill_null(floats, float("nan")).to_numpy()
-
-
-def to_arrow(values: NDArray[np.float64], kind: Arrow) -> Arrow:
-    """Cast float64 values to an Arrow type: integers and times are rounded and kept in range."""
-    if pa.types.is_integer(kind):
-        edge = np.iinfo(kind.to_pandas_dtype())
-        # float64 cannot hold the last int64; stay a little inside so that the cast is exact.
-        top = float(edge.max) if edge.bits < 64 else np.nextafter(float(edge.max), 0.0)
-        clipped = np.clip(np.rint(values), float(edge.min), top)
-        return pa.chunked_array([pa.array(clipped.astype(kind.to_pandas_dtype()))])
-    if pa.types.is_temporal(kind):
-        whole = pa.array(np.rint(values).astype(np.int64))
-        narrow = kind in (pa.date32(), pa.time32("s"), pa.time32("ms"))
-        return pa.chunked_array([(whole.cast(pa.int32()) if narrow else whole).cast(kind)])
-    if pa.types.is_boolean(kind):
-        return pa.chunked_array([pa.array(values > 0.5)])
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return pa.chunked_array([pa.array(values).cast(kind)])
-    return pa.chunked_array([pa.array(values).cast(kind, safe=False)])
 
 
 def refuse_infinite(values: NDArray[Any], names: tuple[str, ...]) -> None:
@@ -199,7 +181,7 @@ def far_out(
     high: NDArray[np.float64],
     names: tuple[str, ...],
 ) -> list[str]:
-    """Remark on columns with values more than ten standard deviations outside the training range."""
+    """Remark on columns with values ten standard deviations outside the training range."""
     far = ((x < low - 10) | (x > high + 10)).sum(0)
     return [
         f"column '{names[i]}': {far[i]} values more than ten standard deviations outside the "

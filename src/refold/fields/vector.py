@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from refold.casting import as_dtype
 from refold.errors import InputError
 from refold.fields.base import Encoded, Field, register
 from refold.fields.numeric import Scale, far_out, refuse_infinite, standardise, tensors
@@ -123,13 +124,3 @@ def same_unit(values: NDArray[np.float64]) -> bool:
     at_floor = (low <= low.min() + 0.01 * span).mean()
     at_ceiling = (high >= high.max() - 0.1 * span).mean()
     return bool(at_floor > 0.8 and at_ceiling > 0.4)
-
-
-def as_dtype(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Cast to an array type: integers are rounded and kept in range, booleans split at one half."""
-    if dtype.kind in "iu":
-        edge = np.iinfo(dtype)
-        return np.clip(np.rint(values), edge.min, edge.max).astype(dtype)
-    if dtype.kind == "b":
-        return values > 0.5
-    return values.astype(dtype if dtype.kind == "f" else np.float64)

@@ -38,8 +38,8 @@ class Likelihood(nn.Module, ABC):
         """Negative log-likelihood of each entry, ``[B, E]``, in nats."""
 
     @abstractmethod
-    def total(self, params: Tensor, x: Tensor, scale: float) -> Tensor:
-        """``scale`` times the sum of :meth:`cells`, in as few passes as can be: the fast path."""
+    def total(self, params: Tensor, x: Tensor) -> tuple[Tensor, float]:
+        """Return a scalar made in one pass, and the factor that makes it the sum of the cells."""
 
     @abstractmethod
     def distribution(self, params: Tensor) -> Distribution:
@@ -83,13 +83,17 @@ class Likelihood(nn.Module, ABC):
         cells = cells if observed is None else cells.masked_fill(~observed, 0.0)
         return cells if isinstance(weight, float) and weight == 1.0 else cells * weight
 
-    def mean_nll(
+    def cost(
         self, params: Tensor, x: Tensor, observed: Tensor | None, weight: Tensor | float
-    ) -> Tensor:
-        """Mean of :meth:`nll` over the rows, a scalar, by the fused path where it is equal."""
+    ) -> tuple[Tensor, float]:
+        """Return a scalar, and the factor that makes it the mean of :meth:`nll` over the rows.
+
+        The factor is kept apart because it can enter the backward pass as its seed, for nothing.
+        """
         if observed is None and isinstance(weight, float):
-            return self.total(params, x, weight / len(x))
-        return self.weighted(params, x, observed, weight).sum() / len(x)
+            total, factor = self.total(params, x)
+            return total, factor * weight / len(x)
+        return self.weighted(params, x, observed, weight).sum(), 1.0 / len(x)
 
 
 likelihoods: Registry[Likelihood] = Registry("likelihood")

@@ -36,9 +36,9 @@ class Bernoulli(Likelihood):
         """Binary cross-entropy of each entry."""
         return F.binary_cross_entropy_with_logits(params, x.flatten(1), reduction="none")
 
-    def total(self, params: Tensor, x: Tensor, scale: float) -> Tensor:
+    def total(self, params: Tensor, x: Tensor) -> tuple[Tensor, float]:
         """Summed binary cross-entropy."""
-        return F.binary_cross_entropy_with_logits(params, x.flatten(1), reduction="sum") * scale
+        return F.binary_cross_entropy_with_logits(params, x.flatten(1), reduction="sum"), 1.0
 
     def distribution(self, params: Tensor) -> Distribution:
         """Return independent coins."""

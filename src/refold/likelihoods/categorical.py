@@ -86,9 +86,9 @@ class Categorical(Likelihood):
         chosen = params.gather(1, x.clamp_min(0) + self.offset)
         return segment_logsumexp(params, self.segment, self.entries) - chosen
 
-    def total(self, params: Tensor, x: Tensor, scale: float) -> Tensor:
+    def total(self, params: Tensor, x: Tensor) -> tuple[Tensor, float]:
         """Summed cross-entropy."""
-        return self.cells(params, x).sum() * scale
+        return self.cells(params, x).sum(), 1.0
 
     def distribution(self, params: Tensor) -> Distribution:
         """Return the segmented categorical."""

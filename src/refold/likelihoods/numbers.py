@@ -55,9 +55,9 @@ class SquaredError(Location):
         """Half the squared error of each entry."""
         return (params - x.flatten(1)).square() * 0.5
 
-    def total(self, params: Tensor, x: Tensor, scale: float) -> Tensor:
+    def total(self, params: Tensor, x: Tensor) -> tuple[Tensor, float]:
         """Half the summed squared error."""
-        return F.mse_loss(params, x.flatten(1), reduction="sum") * (0.5 * scale)
+        return F.mse_loss(params, x.flatten(1), reduction="sum"), 0.5
 
     def distribution(self, params: Tensor) -> Distribution:
         """Return a normal of unit variance."""
@@ -92,9 +92,9 @@ class Laplace(Location):
         """Absolute error of each entry."""
         return (params - x.flatten(1)).abs()
 
-    def total(self, params: Tensor, x: Tensor, scale: float) -> Tensor:
+    def total(self, params: Tensor, x: Tensor) -> tuple[Tensor, float]:
         """Summed absolute error."""
-        return F.l1_loss(params, x.flatten(1), reduction="sum") * scale
+        return F.l1_loss(params, x.flatten(1), reduction="sum"), 1.0
 
     def distribution(self, params: Tensor) -> Distribution:
         """Return a Laplace distribution of unit scale."""
@@ -114,7 +114,7 @@ class Laplace(Location):
 @final
 @register("huber")
 class Huber(Location):
-    r"""Huber's error: squared near zero, absolute beyond ``delta`` (in training standard deviations).
+    r"""Huber's error: squared near zero, absolute beyond ``delta`` (in standard deviations).
 
     .. math:: \ell(r) = \tfrac12 r^2 \text{ if } |r| \le \delta, \quad
               \delta (|r| - \tfrac12 \delta) \text{ otherwise}
@@ -140,9 +140,9 @@ class Huber(Location):
         """Huber's error of each entry."""
         return F.huber_loss(params, x.flatten(1), reduction="none", delta=self.delta)
 
-    def total(self, params: Tensor, x: Tensor, scale: float) -> Tensor:
+    def total(self, params: Tensor, x: Tensor) -> tuple[Tensor, float]:
         """Summed Huber error."""
-        return F.huber_loss(params, x.flatten(1), reduction="sum", delta=self.delta) * scale
+        return F.huber_loss(params, x.flatten(1), reduction="sum", delta=self.delta), 1.0
 
     def distribution(self, params: Tensor) -> Distribution:
         """Return the normal that Huber's error is near its centre."""
@@ -202,9 +202,9 @@ class Gaussian(Location):
         standard = (x.flatten(1) - mean) * torch.exp(-log_scale)
         return standard.square() * 0.5 + (log_scale + 0.5 * math.log(2 * math.pi))
 
-    def total(self, params: Tensor, x: Tensor, scale: float) -> Tensor:
+    def total(self, params: Tensor, x: Tensor) -> tuple[Tensor, float]:
         """Summed negative log density."""
-        return self.cells(params, x).sum() * scale
+        return self.cells(params, x).sum(), 1.0
 
     def distribution(self, params: Tensor) -> Distribution:
         """Return the normal."""

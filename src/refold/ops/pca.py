@@ -12,7 +12,7 @@ EXACT_WIDTH = 4096  # above this many entries the covariance itself is too large
 
 @dataclass(frozen=True)
 class Principal:
-    """Principal components: ``mean`` ``[E]``, ``axes`` ``[E, k]`` orthonormal, ``variance`` ``[k]``.
+    """Principal components: ``mean`` ``[E]``, orthonormal ``axes`` ``[E, k]``, their variances.
 
     ``total`` is the variance of all entries together, so ``variance.sum() / total`` is kept.
     """

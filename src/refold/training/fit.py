@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
-from torch.optim import lr_scheduler
+from torch.optim import Optimizer, lr_scheduler
 
 from refold.data.corruptions import Corruption
 from refold.errors import InputError
@@ -63,16 +64,18 @@ def fit(
     before any step: means over the rows of every term, in training and held out. Ctrl-C ends the
     run as an evaluation would. A loss that is no number ends it with an :class:`InputError`.
     """
-    n, device = len(train), next(iter(train.x.values())).device
+    device = next(iter(train.x.values())).device
     draw = torch.Generator(device).manual_seed(seed)
     shuffle = torch.Generator().manual_seed(seed)
     optimizer = plan.make_optimizer(model)
     parameters = list(model.parameters())
     # Entering autocast costs as much as a small layer, even where it does nothing.
     autocast = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
-    schedule = plan.make_schedule(optimizer)
+    rates, tick = plan.rates(), plan.tick
+    seed_of = lru_cache(16)(partial(torch.tensor, device=device))
     plateau = lr_scheduler.ReduceLROnPlateau(optimizer) if plan.schedule == "plateau" else None
     run, began, step, waited = Run(), time.perf_counter(), 0, 0
+    set_rate(optimizer, rates[0])
     best: dict[str, Tensor] = {}
     totals = Totals()
     judged = held_out if held_out is not None else train
@@ -80,7 +83,7 @@ def fit(
     def evaluated() -> bool:
         """Write a history row, keep the best weights; False when patience is over."""
         nonlocal best, waited, totals
-        row: Row = {"step": step, "epoch": step / plan.steps_per_epoch}
+        row: Row = {"step": float(step), "epoch": step / plan.steps_per_epoch}
         row["lr"] = optimizer.param_groups[0]["lr"]
         fitted, totals = totals.means(), Totals()
         row |= {f"train_{k}": v for k, v in fitted.items()}
@@ -105,27 +108,29 @@ def fit(
             rate = step * plan.batch_size / max(1e-9, time.perf_counter() - began)
             watch(Progress(step, plan.steps, rate, row))
 
-    tick = plan.tick
     try:
         evaluated()
-        order, position = torch.empty(0, dtype=torch.long), 0
-        while step < plan.steps:
-            if position >= len(order):
-                order, position = torch.randperm(n, generator=shuffle).to(device), 0
-            clean = train.rows(order[position : position + plan.batch_size])
-            position += plan.batch_size
+        for clean in batches(train, plan.batch_size, shuffle):
+            if step >= plan.steps:
+                break
             batch = clean if corruption is None else corruption(clean, draw)
             with autocast:
-                output = model(batch, clean)
-                loss = output.loss
+                costs = model(batch, clean).costs
             for parameter in parameters:
                 parameter.grad = None
-            loss.backward()
+            # Each cost is a root of its own with its factor as seed: no node scales or adds them.
+            values, factors = zip(*costs.values(), strict=True)
+            torch.autograd.backward(values, tuple(map(seed_of, factors)))
+            totals.add(costs, len(clean))
+            del (
+                costs,
+                values,
+            )  # frees the graph, so that the next pass finds its memory still in cache
             optimizer.step()
             step += 1
-            totals.add(output.terms, len(clean))
             if step % tick == 0:
-                schedule.step()
+                if plateau is None:
+                    set_rate(optimizer, rates[step // tick])
                 notify(None)
             if (step % plan.period == 0 or step == plan.steps) and not evaluated():
                 run.stopped = f"no improvement in {plan.patience} evaluations"
@@ -141,25 +146,42 @@ def fit(
     return run
 
 
+def batches(rows: Batch, size: int, shuffle: torch.Generator) -> Iterator[Batch]:
+    """Batches for ever: each epoch is one permutation, selected by index on the rows' device."""
+    device = next(iter(rows.x.values())).device
+    while True:
+        for index in torch.randperm(len(rows), generator=shuffle).to(device).split(size):
+            yield rows.rows(index)
+
+
+def set_rate(optimizer: Optimizer, rate: float) -> None:
+    """Set the learning rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
 class Totals:
-    """Sums over rows of every term, kept on the device until somebody reads them."""
+    """Costs of every batch, left on the device until somebody reads them."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
+        self.values: dict[str, list[Tensor]] = {}
+        self.factors: dict[str, list[float]] = {}
         self.rows = 0
 
-    def add(self, terms: dict[str, Tensor], rows: int) -> None:
-        """Add a batch's means, weighted by its rows, without waiting for the device."""
+    def add(self, costs: dict[str, tuple[Tensor, float]], rows: int) -> None:
+        """Keep a batch's costs, without waiting for the device."""
         self.rows += rows
-        for name, value in terms.items():
-            if name in self.sums:
-                self.sums[name].add_(value.detach(), alpha=rows)
-            else:
-                self.sums[name] = value.detach() * rows
+        for name, (value, factor) in costs.items():
+            self.values.setdefault(name, []).append(value.detach())
+            self.factors.setdefault(name, []).append(factor * rows)
 
     def means(self) -> Row:
         """Mean over the rows of each term, and of their sum as ``loss``; empty without rows."""
-        means = {k: float(v) / self.rows for k, v in self.sums.items()}
+        means = {
+            k: float(torch.stack(v).cpu().double() @ torch.tensor(self.factors[k]).double())
+            / self.rows
+            for k, v in self.values.items()
+        }
         return {"loss": sum(means.values()), **means} if means else {}
 
 
@@ -173,7 +195,7 @@ def evaluate(model: Model, rows: Batch, corruption: Corruption | None, seed: int
     for start in range(0, len(rows), VALIDATION_ROWS):
         clean = rows.rows(slice(start, start + VALIDATION_ROWS))
         output = model(clean if corruption is None else corruption(clean, draw), clean)
-        totals.add(output.terms, len(clean))
+        totals.add(output.costs, len(clean))
     return totals.means()
 
 

@@ -161,7 +161,7 @@ def _numbers(model: Model) -> Tensor:
 
 @torch.no_grad()
 def kept_variance(view: Tensor, predicted: Tensor, mean: Tensor) -> float:
-    r"""Share of the variance that predictions keep: :math:`1 - \sum (x-\hat x)^2 / \sum (x-\mu)^2`."""
+    r"""Share of the variance kept, :math:`1 - \sum (x-\hat x)^2 / \sum (x-\mu)^2`."""
     lost = (view - predicted).double().square().sum()
     total = (view - mean).double().square().sum()
     return float(1.0 - lost / total.clamp_min(1e-300))

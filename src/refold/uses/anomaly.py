@@ -33,6 +33,7 @@ class Calibration:
     held_out: bool
 
     @classmethod
+    @torch.inference_mode()
     def of(cls, model: Model, rows: Batch, schema: Schema, held_out: bool) -> Calibration:
         """Score and embed the rows."""
         scores: list[Tensor] = []
@@ -56,6 +57,7 @@ class Calibration:
         rank = np.searchsorted(self.scores, scores, side="right")
         return (1 + rank) / (1 + len(self.scores))
 
+    @torch.inference_mode()
     def judge(
         self, model: Model, rows: Batch, schema: Schema, alpha: float
     ) -> dict[str, NDArray[np.generic]]:
