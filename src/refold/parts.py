@@ -12,11 +12,12 @@ import ast
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from refold.errors import InputError, unknown
 
 T = TypeVar("T")
+P = TypeVar("P")
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,12 @@ class Registry(Generic[T]):
         self.kind = kind
         self._parts: dict[str, type[T]] = {}
 
-    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+    def register(self, name: str) -> Callable[[type[P]], type[P]]:
         """Class decorator that makes a part known by ``name``."""
 
-        def add(part: type[T]) -> type[T]:
+        def add(part: type[P]) -> type[P]:
             assert name not in self._parts, f"{self.kind} '{name}' is registered twice"
-            self._parts[name] = part
+            self._parts[name] = cast("type[T]", part)
             return part
 
         return add

@@ -285,6 +285,15 @@ def test_csv_without_names(csv):
     assert table.notes == ("column 1 has no name and was named c0",)
 
 
+def test_csv_of_an_unnamed_pandas_frame_has_names(csv):
+    frame = pd.DataFrame([[5.1, 3, 1], [4.9, 2, 0]])
+    table = csv(frame.to_csv(index=False))
+    assert lists(table) == {"0": [5.1, 4.9], "1": [3, 2], "2": [1, 0]}
+    assert table.notes == ()
+    for first in ("0,1,3", "1,2,3", "0,1,2.0", "1,0,2"):  # any other numbers are a row
+        assert list(csv(f"{first}\n4.9,2,0\n").columns) == ["c0", "c1", "c2"]
+
+
 def test_csv_type_is_that_of_the_whole_file(csv):
     rows = "".join(f"{i},{i}\n" for i in range(20_000))
     assert kinds(csv(f"a,b\n{rows}x,0.5\n")) == {"a": "string", "b": "double"}

@@ -70,7 +70,7 @@ def fit(
     recipe: Annotated[str | None, typer.Option(help="see 'refold recipes'")] = None,
     latent: Annotated[int | None, typer.Option(help="size of the code")] = None,
     epochs: Annotated[int | None, typer.Option(help="passes over the rows")] = None,
-    seed: Annotated[int, typer.Option(help="everything random follows from it")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="everything random follows from it")] = 0,
     ignore: Annotated[list[str] | None, typer.Option(help="column to leave out")] = None,
     settings: Annotated[
         list[str] | None,

@@ -30,6 +30,7 @@ def constructor_arguments(
     'topk(size=64, k=8)'
     """
     from refold.estimator import Autoencoder
+    from refold.recipes import get
 
     hints = get_type_hints(Autoencoder.__init__)
     known = [name for name in hints if name not in (*OWN, "return")]
@@ -50,6 +51,8 @@ def constructor_arguments(
         else:
             names = [*known, *(f"{n}.OPTION" for n in NESTED), "field.COLUMN"]
             raise unknown("setting", key, names)
+    if arguments["recipe"] is not None:
+        get(arguments["recipe"])  # an unknown name is said before the data is read
     for part, options in nested.items():
         arguments[part] = with_options(part, arguments.get(part), arguments["recipe"], options)
     if fields:
@@ -136,9 +139,7 @@ def words(hint: Any) -> str:
         return "None"
     if get_origin(hint) is None:
         return WORDS.get(hint, "")
-    mapping = issubclass(get_origin(hint), Mapping)
-    return (
-        "{'field': number, ...}"
-        if mapping
-        else f"{words(alternatives(get_args(hint)[0])[0])}s, with commas between"
-    )
+    if issubclass(get_origin(hint), Mapping):
+        return "{'field': number, ...}"
+    one = words(alternatives(get_args(hint)[0])[0])
+    return f"{one.removeprefix('a ')}s with commas between"

@@ -61,8 +61,9 @@ class Categorical(Likelihood):
 
     Targets are class indices ``[B, K]``; a missing class is -1 and must not be observed.
 
-    >>> Categorical((2, 4)).cells(torch.zeros(1, 6), torch.zeros(1, 2, dtype=torch.long)).exp()
-    tensor([[2.0000, 4.0000]])
+    >>> cells = Categorical((2, 4)).cells(torch.zeros(1, 6), torch.zeros(1, 2, dtype=torch.long))
+    >>> cells.exp().round()
+    tensor([[2., 4.]])
     """
 
     segment: Tensor

@@ -23,8 +23,9 @@ def keep_top_k(h: Tensor, k: int, *, absolute: bool = False) -> Tensor:
     tensor([[ 0., -3.,  2.]])
     """
     rank = h.detach().abs() if absolute else h.detach()
-    kept = torch.zeros_like(rank).scatter_(-1, rank.topk(k, dim=-1, sorted=False).indices, 1.0)
-    return h * kept
+    largest = rank.topk(k, dim=-1, sorted=False).indices
+    kept = torch.zeros_like(rank, dtype=torch.bool).scatter_(-1, largest, True)
+    return torch.where(kept, h, 0.0)
 
 
 def exact_mask(

@@ -113,22 +113,23 @@ def can_start_pca(model: Model) -> bool:
 def start_pca(model: Model, rows: Batch, principal: Principal) -> None:
     r"""Set the linear path to the principal components, and the layers beside it to nothing.
 
-    .. math:: z = \Lambda^{-1/2} V^\top (x - \mu), \qquad \hat x = \mu + V \Lambda^{1/2} z
+    .. math:: z = V^\top (x - \mu) / s, \qquad \hat x = \mu + s V z
 
-    A body without layers keeps the components' own scale, :math:`z = V^\top (x - \mu)`. Where
-    entries have weights :math:`w`, the components are those of :math:`\sqrt{w} \odot x`.
+    :math:`s` is the deviation of the first component, so that layers beside the path meet numbers
+    of order one, and 1 where there are none; either way codes keep the data's own proportions.
+    Where entries have weights :math:`w`, the components are those of :math:`\sqrt{w} \odot x`.
     """
     path = model.fusion.linear_path()
     assert path is not None
     root = _entry_weights(model).sqrt()
     if float(root.max()) > float(root.min()):
         principal = principal_components(design(model.likelihoods, rows) * root.float())
+    else:
+        root = torch.ones_like(root)
     k = min(model.latent.size, principal.axes.shape[1])
     axes = principal.axes[:, :k]
     axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
-    scale = principal.variance[:k].clamp_min(1e-8).sqrt() if path.beside else axes.new_ones(k)
-    weighted = float(root.max()) > float(root.min())
-    root = root if weighted else torch.ones_like(root)
+    scale = float(principal.variance[0].clamp_min(1e-12).sqrt()) if path.beside else 1.0
     for weight in path.beside:
         weight.zero_()
     columns = _numbers(model)

@@ -42,8 +42,8 @@ class Calibration:
             scores.append(-output.score[:count].double().cpu())
             codes.append(output.code.z[:count].flatten(1).float().cpu())
         every = torch.cat(scores).numpy()
-        some = torch.cat(codes)[:SHOWN].numpy()
-        return cls(np.sort(every), some, every[:SHOWN], held_out)
+        spaced = slice(None, None, -(-len(every) // SHOWN))
+        return cls(np.sort(every), torch.cat(codes).numpy()[spaced], every[spaced], held_out)
 
     def p_values(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         r"""Share of held-out rows, with the row itself, that are at least as unusual.

@@ -29,8 +29,8 @@ def parse(data: bytes, delimiter: str | None) -> Table:
     text = _decoded(data)
     delimiter = delimiter or _header_delimiter(text.lstrip("\r\n").partition("\n")[0])
     cells = [c.strip() for c in next(row for row in _rows(text, delimiter) if row)]
-    # 0, 1, … are what pandas writes as names of an unnamed frame; other numbers are a row of data.
-    counted = cells == [str(i) for i in range(len(cells))]
+    # 0, 1, 2, … are what pandas writes as names of an unnamed frame; other numbers are data.
+    counted = len(cells) > 2 and cells == [str(i) for i in range(len(cells))]
     headless = not counted and all(_is_number(c) for c in cells)
     names = [f"c{i}" if headless or not c else c for i, c in enumerate(cells)]
     notes = [f"the first line holds numbers only, so columns were named c0 to c{len(cells) - 1}"]
