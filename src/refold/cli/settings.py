@@ -119,7 +119,7 @@ def fits(value: Any, hint: Any) -> bool:
             number = isinstance(value, int | hint)
             return number and not isinstance(value, bool)
         case None:
-            return isinstance(value, hint)
+            return hint is Any or isinstance(value, hint)
         case origin if issubclass(origin, Mapping):
             whole = isinstance(value, Mapping)
             return whole and all(fits(v, inner[1]) for v in value.values())

@@ -15,6 +15,7 @@ from torch.optim import Optimizer, lr_scheduler
 from refold.data.corruptions import Corruption
 from refold.errors import InputError
 from refold.model import Model
+from refold.training.memory import keep_freed_memory
 from refold.training.plan import Plan
 from refold.types import Batch
 
@@ -108,6 +109,8 @@ def fit(
             rate = step * plan.batch_size / max(1e-9, time.perf_counter() - began)
             watch(Progress(step, plan.steps, rate, row))
 
+    if device.type == "cpu":
+        keep_freed_memory()
     try:
         evaluated()
         for clean in batches(train, plan.batch_size, shuffle):
