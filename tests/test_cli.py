@@ -22,7 +22,7 @@ from refold import cli
 from refold.cli.settings import constructor_arguments, fits
 from refold.data.sources import read
 from refold.modelfile import _checksum
-from refold.recipes import RECIPES
+from refold.recipe import RECIPES
 
 HEADER = ["score", "p_value", "is_anomaly", "cause"]
 COMMANDS = ("fit", "embed", "reconstruct", "score", "sample", "report", "recipes", "demo")
@@ -409,7 +409,7 @@ def test_values_of_the_right_type_pass():
 
 WRONG = {
     ("--recipe", "vea"): ("'vea'", "did you mean 'vae'?"),
-    ("--latent", "0"): ("latent", "is 0", "1 or more"),
+    ("--latent", "0"): ("latent", "is 0", "from 1 to"),
     ("--latent", "-3"): ("latent", "is -3"),
     ("--latent", "two"): ("--latent", "integer"),
     ("--epochs", "-1"): ("epochs is -1", "0 or more"),

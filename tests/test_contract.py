@@ -7,7 +7,7 @@ import torch
 
 import refold
 from refold import inference
-from refold.recipes import RECIPES
+from refold.recipe import RECIPES
 from refold.types import Batch
 
 ROWS = 60

@@ -140,7 +140,14 @@ def test_the_code_size_is_chosen_from_the_data_and_said():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"latent": 0}, "1 or more"),
+        ({"latent": 0}, "from 1 to"),
+        ({"latent": 2.5}, "expected a whole number"),
+        ({"latent": "topk(k=1.5)"}, "k=1.5 does not suit latent 'topk'"),
+        ({"latent": "plain(size=2.5)"}, "from 1 to"),
+        ({"lr": "fast"}, "expected a number"),
+        ({"seed": -1}, "from 0 to"),
+        ({"optimizer": "lbfgs"}, "unknown optimizer"),
+        ({"fields": {"x": "vector(mean=3)"}}, "unknown option of field kind"),
         ({"latent": "topk(k=9, size=4)"}, r"k must lie in 1\.\.4"),
         ({"recipe": "vea"}, "did you mean 'vae'"),
         ({"precision": "float16"}, "unknown precision"),
@@ -168,3 +175,10 @@ def test_bad_codes_and_counts_are_sentences():
         ae.sample(0)
     with pytest.raises(refold.InputError, match="between 0 and 1"):
         ae.anomalies(data(), alpha=0)
+
+
+def test_public_names_are_what_they_say_once_everything_is_loaded():
+    assert refold.Autoencoder is Autoencoder
+    assert list(refold.recipes())[:2] == ["pca", "dense"]
+    assert refold.latents.TopK(4).k == 1
+    assert set(refold.__all__) <= set(dir(refold))

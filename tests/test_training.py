@@ -261,7 +261,7 @@ def test_optimisers_by_name_lower_the_loss(name):
     [
         ({"optimizer": "adamm"}, "did you mean 'adam"),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
-        ({"optimizer": "adamw(beta=1)"}, "cannot be made"),
+        ({"optimizer": "adamw(beta=1)"}, "did you mean 'betas'"),
     ],
 )
 def test_bad_plans_are_sentences(options, message):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from refold.data import corruptions
     from refold.errors import InputError
     from refold.estimator import Autoencoder, InputWarning, load
-    from refold.recipes import recipes
+    from refold.recipe import recipes
 
 # Imported when first used, so that the command line answers before torch is loaded. A name is at
 # home in a module, or is a module itself.
@@ -25,7 +25,7 @@ _HOMES = {
     "InputError": "refold.errors",
     "InputWarning": "refold.estimator",
     "load": "refold.estimator",
-    "recipes": "refold.recipes",
+    "recipes": "refold.recipe",
 }
 _ROOMS = {
     "backbones": "refold.backbones",

@@ -10,16 +10,18 @@ from refold.data.schema import Schema
 from refold.errors import InputError, unknown
 from refold.fields import Image
 from refold.fields.base import kind_of
+from refold.hints import fits
 from refold.latents import Latent, latents
 from refold.likelihoods import Likelihood, likelihoods
 from refold.ops.pca import Principal, principal_components
 from refold.parts import PartSpec
 from refold.penalties import Penalty, penalties
-from refold.recipes import Recipe, get
+from refold.recipe import Recipe, get
 from refold.spec import ModelSpec
 from refold.training.start import balance, choose_size, design
 from refold.types import Batch
 
+LARGEST = 1_000_000  # numbers in a code; beyond, something was mistyped
 LARGE = 2000  # pixels above which an image is convolved without being asked
 NATIVE_BACKBONE = {"categorical": "embed"}  # others are flat
 
@@ -93,13 +95,15 @@ def decide_latent(
     """Return the latent and the size of the code."""
     if isinstance(wish, Latent):
         return latents.spec(wish), wish.size
-    if isinstance(wish, int) and (isinstance(wish, bool) or wish < 1):
-        raise InputError(f"the latent size is {wish}; it must be a whole number, 1 or more")
     given = PartSpec.parse(wish if isinstance(wish, str) else recipe.latent)
     options = {k: v for k, v in given.options.items() if k != "size"}
     spec = latents.resolve(PartSpec(given.name, options))
-    size = wish if isinstance(wish, int) else given.options.get("size")
+    size = given.options.get("size") if isinstance(wish, str) else wish
     if size is not None:
+        if not fits(size, int) or not 1 <= size <= LARGEST:
+            raise InputError(
+                f"the latent size is {size}; it must be a whole number from 1 to {LARGEST:,}"
+            )
         return spec, int(size)
     needed = choose_size(principal, entries)
     kept = float(principal.variance[:needed].sum() / max(principal.total, 1e-300))

@@ -21,6 +21,8 @@ def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
     "unknown recipe 'vea'; did you mean 'vae'? Known: dense, vae"
     """
     choices = sorted(known)
+    if not choices:
+        return InputError(f"unknown {what} '{name}': there are none")
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     hint = f"; did you mean '{near[0]}'?" if near else ";"
     return InputError(f"unknown {what} '{name}'{hint} Known: {', '.join(choices)}")

@@ -6,7 +6,7 @@ import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_type_hints
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from refold.data.schema import Override, Schema
 from refold.data.sources import read
 from refold.errors import InputError, unknown
 from refold.fields import Field
+from refold.hints import expectation, fits
 from refold.latents import Latent, latents
 from refold.parts import PartSpec
 from refold.penalties import Penalty, penalties
@@ -38,6 +39,7 @@ from refold.uses.anomaly import Calibration
 from refold.uses.inspect import Quality, quality, squared_errors
 from refold.version import VERSION
 
+MOST = 1_000_000_000  # epochs, rows of a batch, evaluations: beyond, something was mistyped
 SMALLEST = 20  # rows below which none are held out
 
 
@@ -423,16 +425,21 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def _check_options(self) -> None:
+        for name, hint in get_type_hints(type(self).__init__).items():
+            if name != "return" and not fits(getattr(self, name), hint):
+                raise InputError(f"{name} is {getattr(self, name)!r}; expected {expectation(hint)}")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed}; give a whole number from 0 to 2**63 - 1")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise unknown("precision", str(self.precision), ("auto", "float32", "bfloat16"))
         if not 0 <= self.validation < 1:
             raise InputError(f"validation is {self.validation}; give a share in [0, 1)")
         for name in ("epochs", "batch_size", "patience"):
             value, least = getattr(self, name), 0 if name == "epochs" else 1
-            if value is not None and value < least:
-                raise InputError(f"{name} is {value}; it must be {least} or more")
-        if self.lr is not None and not self.lr > 0:
-            raise InputError(f"lr is {self.lr}; it must be above 0")
+            if value is not None and not least <= value <= MOST:
+                raise InputError(f"{name} is {value}; it must be {least} or more, up to {MOST:,}")
+        if self.lr is not None and not 0 < self.lr < float("inf"):
+            raise InputError(f"lr is {self.lr}; it must be above 0 and finite")
 
     def _print(self, progress: Progress) -> None:
         if progress.row is not None:

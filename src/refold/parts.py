@@ -12,9 +12,10 @@ import ast
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast, get_type_hints
 
 from refold.errors import InputError, unknown
+from refold.hints import expectation, fits
 
 T = TypeVar("T")
 P = TypeVar("P")
@@ -52,7 +53,7 @@ class PartSpec:
             raise wrong
         options: dict[str, Any] = {}
         for keyword in node.keywords:
-            if keyword.arg is None:
+            if keyword.arg is None or keyword.arg in options:
                 raise wrong
             value = keyword.value
             try:
@@ -140,6 +141,12 @@ class Registry(Generic[T]):
     def check(self, spec: PartSpec) -> None:
         """Raise for an unknown name or option without building anything."""
         known = self.options(spec.name)
-        for option in spec.options:
+        hints = get_type_hints(self[spec.name].__init__)
+        for option, value in spec.options.items():
             if option not in known:
                 raise unknown(f"option of {self.kind} '{spec.name}'", option, known)
+            if not fits(value, hints.get(option, Any)):
+                raise InputError(
+                    f"{option}={value!r} does not suit {self.kind} '{spec.name}': expected "
+                    f"{expectation(hints[option])}"
+                )

@@ -183,7 +183,7 @@ def report(
 @app.command()
 def recipes(as_json: Json = False) -> None:
     """List the recipes, a line each."""
-    from refold.recipes import recipes as listed
+    from refold.recipe import recipes as listed
 
     names = listed()
     wide = max(map(len, names))

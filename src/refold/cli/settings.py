@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ast
-import types
-from collections.abc import Mapping, Sequence
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from collections.abc import Sequence
+from typing import Any, get_type_hints
 
 from refold.errors import InputError, unknown
+from refold.hints import expectation, fits
 
 NESTED = ("latent", "corruption")
 OWN = ("fields", "verbose")  # the command line has a way of its own to say these
-WORDS = {int: "a whole number", float: "a number", str: "a name"}
 
 
 def constructor_arguments(
@@ -30,7 +29,7 @@ def constructor_arguments(
     'topk(size=64, k=8)'
     """
     from refold.estimator import Autoencoder
-    from refold.recipes import get
+    from refold.recipe import get
 
     hints = get_type_hints(Autoencoder.__init__)
     known = [name for name in hints if name not in (*OWN, "return")]
@@ -63,7 +62,7 @@ def constructor_arguments(
 def with_options(part: str, given: Any, recipe: str | None, options: dict[str, Any]) -> str:
     """Write a part in the parts' small language: the user's or the recipe's, with more options."""
     from refold.parts import PartSpec
-    from refold.recipes import get
+    from refold.recipe import get
 
     own = getattr(get(recipe or "dense"), part)
     size = {"size": given} if isinstance(given, int) else {}
@@ -100,46 +99,4 @@ def fitting(setting: str, value: Any, hint: Any) -> Any:
         return value
     if fits((value,), hint):
         return (value,)
-    expected = " or ".join(dict.fromkeys(words(h) for h in alternatives(hint) if words(h)))
-    raise InputError(f"cannot use --set {setting}: got {value!r}, expected {expected}")
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type: a class, a union, or a sequence or mapping of such.
-
-    >>> fits(3, float | None), fits(True, int), fits("ab", Sequence[str])
-    (True, False, False)
-    """
-    kinds = alternatives(hint)
-    if len(kinds) > 1:
-        return any(fits(value, kind) for kind in kinds)
-    inner = get_args(hint)
-    match get_origin(hint):
-        case None if hint in (int, float):
-            number = isinstance(value, int | hint)
-            return number and not isinstance(value, bool)
-        case None:
-            return hint is Any or isinstance(value, hint)
-        case origin if issubclass(origin, Mapping):
-            whole = isinstance(value, Mapping)
-            return whole and all(fits(v, inner[1]) for v in value.values())
-        case _:
-            whole = isinstance(value, list | tuple)
-            return whole and all(fits(v, inner[0]) for v in value)
-
-
-def alternatives(hint: Any) -> tuple[Any, ...]:
-    """Return the members of a union, or the one type."""
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def words(hint: Any) -> str:
-    """Say a type in words; nothing for one that only Python code can make."""
-    if hint is type(None):
-        return "None"
-    if get_origin(hint) is None:
-        return WORDS.get(hint, "")
-    if issubclass(get_origin(hint), Mapping):
-        return "{'field': number, ...}"
-    one = words(alternatives(get_args(hint)[0])[0])
-    return f"{one.removeprefix('a ')}s with commas between"
+    raise InputError(f"cannot use --set {setting}: got {value!r}, expected {expectation(hint)}")

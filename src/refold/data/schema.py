@@ -14,7 +14,7 @@ from torch import Tensor
 
 from refold.errors import InputError, unknown
 from refold.fields import Categorical, Field, Image, Vector, fields
-from refold.fields.base import arrow_type, from_json, kind_of
+from refold.fields.base import LEARNT, arrow_type, from_json, kind_of
 from refold.fields.category import Classes
 from refold.parts import PartSpec
 from refold.table import Arrow, Column, Table, compute
@@ -183,8 +183,15 @@ def judge(name: str, column: Column, override: Override, label: bool) -> Field |
     kind = "array" if isinstance(column, np.ndarray) else str(column.type)
     if override == IGNORE:
         return Aside("ignored as asked", kind)
+    if isinstance(override, str):
+        spec = PartSpec.parse(override)
+        known = [o for o in fields.options(spec.name) if o not in LEARNT]
+        for option in spec.options:
+            if option not in known:
+                raise unknown(f"option of field kind '{spec.name}'", option, known)
+        return fields.build(spec)
     if override is not None:
-        return fields.build(PartSpec.parse(override)) if isinstance(override, str) else override
+        return override
     if label:
         return Aside("stored beside the data as labels", kind, output=False)
     if isinstance(column, np.ndarray):

@@ -95,11 +95,10 @@ class Field(ABC):
 
     def __str__(self) -> str:
         """Write the user's own options in the parts' small language."""
-        learnt = {"columns", "missing", "mean", "std", "low", "high", "types", "levels", "dtype"}
         options = {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
-            if f.name not in learnt and getattr(self, f.name) != f.default
+            if f.name not in LEARNT and getattr(self, f.name) != f.default
         }
         return str(PartSpec(kind_of(self), options))
 
@@ -108,6 +107,12 @@ class Field(ABC):
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {"kind": kind_of(self), **values}
 
+
+LEARNT = frozenset(
+    {"columns", "missing", "mean", "std", "low", "high", "types", "levels", "dtype", "height"}
+    | {"width", "channels", "layout"}
+)
+"""Attributes of fields that :meth:`Field.fit` sets: no options of the user's."""
 
 fields: Registry[Field] = Registry("field kind")
 register = fields.register

@@ -141,7 +141,7 @@ def numbers(column: Arrow, name: str) -> NDArray[np.float64]:
         floats = column.cast(pa.float64(), safe=False)
     except pa.ArrowInvalid as error:
         raise InputError(
-            f"column '{name}' was learnt as numbers, but holds text that is no number: {error}"
+            f"column '{name}' is to be numbers, but holds text that is no number: {error}"
         ) from error
     except pa.ArrowNotImplementedError as error:
         raise InputError(f"column '{name}' has type {kind}, which is no number") from error

@@ -12,7 +12,7 @@ import torch
 from refold.fields import Field, Image
 from refold.fields.base import kind_of, scalar
 from refold.fields.category import Classes
-from refold.recipes import RECIPES, recipes
+from refold.recipe import RECIPES, recipes
 from refold.report.evidence import Data, Evidence
 from refold.report.text import cell, number, percent, shortened
 from refold.uses.inspect import Fidelity, examine, fidelity

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +15,13 @@ from torch.optim import Optimizer, lr_scheduler
 from refold.errors import InputError, unknown
 from refold.parts import PartSpec
 
+# These need a closure, sparse gradients or matrices alone, which no model here gives them.
+UNUSABLE = ("lbfgs", "sparseadam", "muon")
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     name.lower(): kind
     for name, kind in vars(torch.optim).items()
     if isinstance(kind, type) and issubclass(kind, Optimizer) and kind is not Optimizer
+    if name.lower() not in UNUSABLE
 }
 FUSED = ("adam", "adamw", "sgd", "adagrad")
 
@@ -138,6 +142,10 @@ class Plan:
     def make_optimizer(self, model: nn.Module) -> Optimizer:
         """Build the optimiser, fused where torch has a fused kernel for it."""
         options: dict[str, Any] = dict(self.optimizer.options)
+        known = list(inspect.signature(OPTIMIZERS[self.optimizer.name]).parameters)[2:]
+        for option in options:
+            if option not in known:
+                raise unknown(f"option of optimizer '{self.optimizer.name}'", option, known)
         if self.optimizer.name in FUSED:
             options.setdefault("fused", True)
         if self.optimizer.name == "adamw":
