@@ -346,6 +346,7 @@ def test_a_full_disk_behind_stdout():
 # --- options -----------------------------------------------------------------------------------
 
 TYPED = {
+    "fusion=3": "a name",
     "lr=fast": "a number",
     "lr=": "a number",
     "lr=nan": "a number",

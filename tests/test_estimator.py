@@ -182,3 +182,44 @@ def test_public_names_are_what_they_say_once_everything_is_loaded():
     assert list(refold.recipes())[:2] == ["pca", "dense"]
     assert refold.latents.TopK(4).k == 1
     assert set(refold.__all__) <= set(dir(refold))
+
+
+def test_the_body_and_a_fields_backbone_are_the_users_to_choose():
+    ae = Autoencoder(
+        latent=3,
+        hidden=(16, 8),
+        fusion="concat(activation='gelu', norm='layer', dropout=0.1, init='he', mirror=(9,))",
+        epochs=2,
+    ).fit(data())
+    layers = [type(m).__name__ for m in ae.model_.fusion.modules()]
+    assert (layers.count("GELU"), layers.count("LayerNorm"), layers.count("Dropout")) == (3, 3, 3)
+    up = [m.out_features for m in ae.model_.fusion.up if hasattr(m, "out_features")]
+    assert up == [9, 6]
+    images = np.random.default_rng(0).random((40, 8, 8))
+    conv = Autoencoder(fields={"image": "image(backbone='conv(channels=(4,))')"}, epochs=1)
+    assert conv.fit(images).model_.backbones["image"].widths == (4,)
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("vector(likelihood='categorical')", "cannot predict a field of kind 'vector'"),
+        ("vector(likelihood='bernoulli')", "use one of: mse, l1, huber, gaussian"),
+        ("vector(likelihood='gauss')", "did you mean 'gaussian'"),
+        ("vector(weight=-1.0)", "must be above 0"),
+        ("vector(backbone='convv')", "did you mean 'conv'"),
+    ],
+)
+def test_what_a_field_cannot_be_is_a_sentence(field, message):
+    with pytest.raises(refold.InputError, match=message):
+        Autoencoder(fields={"x": field}, epochs=1).fit(data())
+
+
+def test_a_small_fit_leaves_the_number_of_threads_as_it_was():
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    Autoencoder(latent=2, epochs=1).fit(data())
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)

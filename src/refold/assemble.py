@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from refold.backbones import backbones
 from refold.data.corruptions import Corruption, corruptions
 from refold.data.schema import Schema
 from refold.errors import InputError, unknown
-from refold.fields import Image
+from refold.fields import Field, Image
 from refold.fields.base import kind_of
+from refold.fusion import fusions
 from refold.hints import fits
 from refold.latents import Latent, latents
 from refold.likelihoods import Likelihood, likelihoods
@@ -33,6 +35,7 @@ class Wishes:
     recipe: str | None = None
     latent: int | str | Latent | None = None
     hidden: tuple[int, ...] | None = None
+    fusion: str | None = None
     corruption: str | Corruption | None = None
     penalties: tuple[str | Penalty, ...] = ()
     weights: str | Mapping[str, float] = "balanced"
@@ -64,8 +67,8 @@ def assemble(schema: Schema, rows: Batch, wishes: Wishes) -> Assembly:
     spec = ModelSpec(
         latent=latent,
         size=size,
-        fusion=PartSpec("concat", {"hidden": hidden, "linear": recipe.linear and bool(hidden)}),
-        backbones={k: backbone(recipe, kind_of(f)) for k, f in schema.fields.items()},
+        fusion=decide_fusion(wishes.fusion, recipe, hidden),
+        backbones={k: backbone(recipe, f) for k, f in schema.fields.items()},
         likelihoods={k: likelihoods.spec(h) for k, h in heads.items()},
         weights=decide_weights(wishes.weights, schema, heads, rows),
         corruption=None if corruption is None else corruptions.resolve(corruption),
@@ -80,9 +83,18 @@ def default_recipe(schema: Schema) -> str:
     return "conv" if large else "dense"
 
 
-def backbone(recipe: Recipe, kind: str) -> PartSpec:
-    """Return the recipe's backbone for a kind of field, else the kind's own."""
-    return PartSpec.parse(recipe.backbones.get(kind, NATIVE_BACKBONE.get(kind, "flat")))
+def backbone(recipe: Recipe, own: Field) -> PartSpec:
+    """Return the field's own backbone, else the recipe's for its kind, else the kind's."""
+    kind = kind_of(own)
+    native = NATIVE_BACKBONE.get(kind, "flat")
+    return backbones.resolve(own.backbone or recipe.backbones.get(kind, native))
+
+
+def decide_fusion(wish: str | None, recipe: Recipe, hidden: tuple[int, ...]) -> PartSpec:
+    """Return the body: the user's options over the widths and the path that were decided."""
+    given = fusions.resolve(wish or "concat")
+    decided = {"hidden": hidden, "linear": recipe.linear and bool(hidden)}
+    return PartSpec(given.name, {**decided, **given.options})
 
 
 def decide_latent(

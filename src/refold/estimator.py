@@ -62,6 +62,9 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         Widths of the dense layers, mirrored in the decoder; ``()`` is linear.
     fields : dict, optional
         Kind of a column by name (``{"zip": "categorical", "id": "ignore"}``), or a field object.
+    fusion : str, optional
+        Options of the dense body: ``"concat(activation='gelu', norm='layer', dropout=0.1)"``, and
+        ``mirror=(64, 256)`` for a decoder of other widths.
     corruption : str or Corruption, optional
         Noise on the input in training: ``"gaussian(std=0.3)"``, ``"masking(fraction=0.25)"``.
     penalties : sequence, optional
@@ -108,6 +111,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         recipe: str | None = None,
         hidden: Sequence[int] | None = None,
         fields: Mapping[str, Override] | None = None,
+        fusion: str | None = None,
         corruption: str | Corruption | None = None,
         penalties: Sequence[str | Penalty] = (),
         weights: str | Mapping[str, float] = "balanced",
@@ -127,6 +131,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         self.recipe = recipe
         self.hidden = hidden
         self.fields = fields
+        self.fusion = fusion
         self.corruption = corruption
         self.penalties = penalties
         self.weights = weights
@@ -183,7 +188,8 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         closed = can_start_pca(self.model_)
         if closed:
             start_pca(self.model_, train, chosen.principal)
-            if not self.spec_.fusion.options["hidden"] and self.epochs is None:
+            path = self.model_.fusion.linear_path()
+            if path is not None and not path.beside and self.epochs is None:
                 plan = plan.without_steps()
                 reasons.append("no training steps: the principal components are the optimum")
         self.plan_ = plan
@@ -409,6 +415,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
             recipe=self.recipe,
             latent=self.latent,
             hidden=None if self.hidden is None else tuple(self.hidden),
+            fusion=self.fusion,
             corruption=self.corruption,
             penalties=tuple(self.penalties),
             weights=self.weights,

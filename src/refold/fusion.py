@@ -64,7 +64,9 @@ register = fusions.register
 @final
 @register("concat")
 class Concat(Fusion):
-    r"""Hidden states side by side, through dense layers of widths ``hidden`` and their mirror.
+    r"""Hidden states side by side, through dense layers of widths ``hidden`` and back.
+
+    The way back has the same widths in reverse, or those of ``mirror`` in the order given.
 
     .. math:: h = W f(c) + b + \underbrace{A c}_{\text{linear}}, \qquad
               c' = W' g(z) + b' + \underbrace{A' z}_{\text{linear}}
@@ -82,6 +84,7 @@ class Concat(Fusion):
         code: int,
         *,
         hidden: tuple[int, ...] = (),
+        mirror: tuple[int, ...] | None = None,
         linear: bool = False,
         activation: str = "relu",
         norm: str = "none",
@@ -89,7 +92,9 @@ class Concat(Fusion):
         init: str = "auto",
     ) -> None:
         super().__init__(inputs, outputs, into, code)
-        self.hidden, self.linear, self.activation = hidden, linear, activation
+        self.hidden, self.mirror = hidden, mirror
+        self.linear, self.activation = linear, activation
+        self.layered = bool(hidden or mirror)
         self.norm, self.dropout, self.init = norm, dropout, init
         kind: dict[str, Any] = {
             "activation": activation,
@@ -99,8 +104,8 @@ class Concat(Fusion):
         }
         width_in, width_out = sum(inputs.values()), sum(outputs.values())
         self.down = Mlp(width_in, hidden, final=into, **kind)
-        self.up = Mlp(code, hidden[::-1], final=width_out, **kind)
-        if linear and hidden:
+        self.up = Mlp(code, hidden[::-1] if mirror is None else mirror, final=width_out, **kind)
+        if linear and self.layered:
             self.linear_down = nn.Linear(width_in, into, bias=False)
             self.linear_up = nn.Linear(code, width_out, bias=False)
 
@@ -112,12 +117,12 @@ class Concat(Fusion):
             else (next(iter(hidden.values())))
         )
         h = self.down(joined)
-        return h + self.linear_down(joined) if self.linear and self.hidden else h
+        return h + self.linear_down(joined) if self.linear and self.layered else h
 
     def decode(self, z: Tensor) -> dict[str, Tensor]:
         """Unfold and part."""
         joined = self.up(z)
-        if self.linear and self.hidden:
+        if self.linear and self.layered:
             joined = joined + self.linear_up(z)
         if len(self.outputs) == 1:
             return {next(iter(self.outputs)): joined}
@@ -128,7 +133,7 @@ class Concat(Fusion):
         """Return the path beside the layers, or the layers themselves where they are linear."""
         weights = (self.down.last.weight, self.up.last.weight)
         biases = (self.down.last.bias, self.up.last.bias)
-        if not self.hidden:
+        if not self.layered:
             return LinearPath(*weights, *biases, beside=())
         if not self.linear:
             return None

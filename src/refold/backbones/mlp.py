@@ -58,7 +58,10 @@ class Mlp(nn.Sequential):
             layers += stage(self.outputs, width, activation, norm, dropout, init)
             self.outputs = width
         if final is not None:
-            layers.append(nn.Linear(self.outputs, final))
+            last = nn.Linear(self.outputs, final)
+            if init != "auto":  # torch's own draw is smaller, and starts closer to the bias
+                initialise(last, init, "identity")
+            layers.append(last)
             self.outputs = final
         super().__init__(*layers)
 

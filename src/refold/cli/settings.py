@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 from refold.errors import InputError, unknown
 from refold.hints import expectation, fits
 
-NESTED = ("latent", "corruption")
+NESTED = ("latent", "corruption", "fusion")
 OWN = ("fields", "verbose")  # the command line has a way of its own to say these
 
 
@@ -64,7 +64,7 @@ def with_options(part: str, given: Any, recipe: str | None, options: dict[str, A
     from refold.parts import PartSpec
     from refold.recipe import get
 
-    own = getattr(get(recipe or "dense"), part)
+    own = "concat" if part == "fusion" else getattr(get(recipe or "dense"), part)
     size = {"size": given} if isinstance(given, int) else {}
     text = given if isinstance(given, str) else own
     if text is None:

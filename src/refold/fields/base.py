@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import pyarrow as pa
 from torch import Tensor
 
+from refold.errors import InputError
 from refold.likelihoods import Likelihood, likelihoods
 from refold.parts import PartSpec, Registry
 from refold.table import Arrow, Column
@@ -29,18 +30,22 @@ class Field(ABC):
     """A typed column, or a block of columns of one type that share a tensor and a head.
 
     The keyword options are the user's; what :meth:`fit` learns is kept in a new frozen object, so
-    that a template can be fitted many times. ``likelihood`` names how the field is predicted and
-    scored (None: the kind's own default); ``weight`` multiplies its share of the objective.
+    that a template can be fitted many times. ``likelihood`` names how the field is predicted
+    and scored and ``backbone`` how it is encoded (None: the recipe's or the kind's own);
+    ``weight`` multiplies its share of the objective.
     """
 
     block: ClassVar[bool] = False
     """True where one column's cells are arrays; False where scalar columns are packed."""
     native: ClassVar[str]
     """Likelihood by default."""
+    allowed: ClassVar[tuple[str, ...]]
+    """Likelihoods that can predict this kind."""
     smooth: ClassVar[bool] = False
     """True where a sampled row is best shown by its mean, as pictures are."""
 
     likelihood: str | None = None
+    backbone: str | None = None
     weight: float = 1.0
     columns: tuple[str, ...] = ()
     missing: bool = False
@@ -91,6 +96,13 @@ class Field(ABC):
     def head(self, default: str | None = None) -> Likelihood:
         """Build the likelihood: the user's, else ``default``, else the kind's own."""
         spec = PartSpec.parse(self.likelihood or default or self.native)
+        if spec.name not in self.allowed and spec.name in likelihoods:
+            raise InputError(
+                f"the likelihood '{spec.name}' cannot predict a field of kind '{kind_of(self)}'; "
+                f"use one of: {', '.join(self.allowed)}"
+            )
+        if not self.weight > 0:
+            raise InputError(f"a field's weight is {self.weight}; it must be above 0")
         return likelihoods.build(spec, self.sizes)
 
     def __str__(self) -> str:

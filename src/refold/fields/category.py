@@ -86,6 +86,7 @@ class Binary(Classes):
     """
 
     native: ClassVar[str] = "bernoulli"
+    allowed: ClassVar[tuple[str, ...]] = ("bernoulli",)
     mean: tuple[float, ...] = ()
 
     def fit(self, columns: Mapping[str, Column]) -> Self:
@@ -134,6 +135,7 @@ class Categorical(Classes):
     """
 
     native: ClassVar[str] = "categorical"
+    allowed: ClassVar[tuple[str, ...]] = ("categorical",)
 
     def fit(self, columns: Mapping[str, Column]) -> Self:
         """Learn the levels of each column."""

@@ -41,6 +41,7 @@ class Numeric(Field):
     """
 
     native: ClassVar[str] = "mse"
+    allowed: ClassVar[tuple[str, ...]] = ("mse", "l1", "huber", "gaussian")
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     low: tuple[float, ...] = ()

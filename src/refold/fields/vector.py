@@ -30,6 +30,7 @@ class Vector(Field):
 
     block: ClassVar[bool] = True
     native: ClassVar[str] = "mse"
+    allowed: ClassVar[tuple[str, ...]] = ("mse", "l1", "huber", "gaussian")
     scale: str = "auto"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()

@@ -182,17 +182,25 @@ class Gaussian(Location):
             raise InputError(f"variance is '{variance}'; expected 'shared' or 'predicted'")
         self.variance, self.floor = variance, floor
         if variance == "shared":
-            self.log_scale = nn.Parameter(torch.zeros(len(sizes)))
+            self.raw = nn.Parameter(torch.zeros(len(sizes)))
 
     @property
     def width(self) -> int:
         """One output per entry, two where the variance is predicted."""
         return self.entries * (1 if self.variance == "shared" else 2)
 
+    @property
+    def log_scale(self) -> Tensor:
+        """Shared log standard deviation, ``[E]``.
+
+        Adam moves any parameter by about its rate; times ten, deviations keep up with means.
+        """
+        return (10.0 * self.raw).clamp(self.floor, 10.0)
+
     def split(self, params: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean ``[B, E]`` and log standard deviation (``[E]`` or ``[B, E]``)."""
         if self.variance == "shared":
-            return params, self.log_scale.clamp(self.floor, 10.0)
+            return params, self.log_scale
         mean, log_scale = params.chunk(2, dim=1)
         return mean, log_scale.clamp(self.floor, 10.0)
 

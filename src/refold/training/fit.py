@@ -10,12 +10,12 @@ from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer, lr_scheduler
+from torch.optim import Optimizer
 
 from refold.data.corruptions import Corruption
 from refold.errors import InputError
 from refold.model import Model
-from refold.training.memory import keep_freed_memory
+from refold.training.machine import fitting_threads, keep_freed_memory
 from refold.training.plan import Plan
 from refold.types import Batch
 
@@ -74,7 +74,7 @@ def fit(
     autocast = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
     rates, tick = plan.rates(), plan.tick
     seed_of = lru_cache(16)(partial(torch.tensor, device=device))
-    plateau = lr_scheduler.ReduceLROnPlateau(optimizer) if plan.schedule == "plateau" else None
+    plateau = plan.make_plateau(optimizer)
     run, began, step, waited = Run(), time.perf_counter(), 0, 0
     set_rate(optimizer, rates[0])
     best: dict[str, Tensor] = {}
@@ -112,32 +112,31 @@ def fit(
     if device.type == "cpu":
         keep_freed_memory()
     try:
-        evaluated()
-        for clean in batches(train, plan.batch_size, shuffle):
-            if step >= plan.steps:
-                break
-            batch = clean if corruption is None else corruption(clean, draw)
-            with autocast:
-                costs = model(batch, clean).costs
-            for parameter in parameters:
-                parameter.grad = None
-            # Each cost is a root of its own with its factor as seed: no node scales or adds them.
-            values, factors = zip(*costs.values(), strict=True)
-            torch.autograd.backward(values, tuple(map(seed_of, factors)))
-            totals.add(costs, len(clean))
-            del (
-                costs,
-                values,
-            )  # frees the graph, so that the next pass finds its memory still in cache
-            optimizer.step()
-            step += 1
-            if step % tick == 0:
-                if plateau is None:
-                    set_rate(optimizer, rates[step // tick])
-                notify(None)
-            if (step % plan.period == 0 or step == plan.steps) and not evaluated():
-                run.stopped = f"no improvement in {plan.patience} evaluations"
-                break
+        with fitting_threads(model, plan.batch_size):
+            evaluated()
+            for clean in batches(train, plan.batch_size, shuffle):
+                if step >= plan.steps:
+                    break
+                batch = clean if corruption is None else corruption(clean, draw)
+                with autocast:
+                    costs = model(batch, clean).costs
+                for parameter in parameters:
+                    parameter.grad = None
+                # Each cost is a root with its factor as seed: no node scales them or adds them up.
+                values, factors = zip(*costs.values(), strict=True)
+                torch.autograd.backward(values, tuple(map(seed_of, factors)))
+                totals.add(costs, len(clean))
+                # Free the graph now: the next pass then finds its memory still in cache.
+                del costs, values
+                optimizer.step()
+                step += 1
+                if step % tick == 0:
+                    if plateau is None:
+                        set_rate(optimizer, rates[step // tick])
+                    notify(None)
+                if (step % plan.period == 0 or step == plan.steps) and not evaluated():
+                    run.stopped = f"no improvement in {plan.patience} evaluations"
+                    break
     except KeyboardInterrupt:
         run.stopped = "interrupted"
     if best:

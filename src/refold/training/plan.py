@@ -156,6 +156,13 @@ class Plan:
         except (TypeError, ValueError) as error:
             raise InputError(f"the optimizer '{self.optimizer}' cannot be made: {error}") from error
 
+    def make_plateau(self, optimizer: Optimizer) -> lr_scheduler.ReduceLROnPlateau | None:
+        """Build what lowers the rate on a plateau, well before patience ends; None: not asked."""
+        if self.schedule != "plateau":
+            return None
+        waits = 5 if self.patience is None else max(1, self.patience // 3)
+        return lr_scheduler.ReduceLROnPlateau(optimizer, patience=waits)
+
     @property
     def tick(self) -> int:
         """Steps between two changes of the learning rate: it has about a hundred in a run."""
