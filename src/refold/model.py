@@ -116,13 +116,12 @@ class Output:
     def costs(self) -> dict[str, tuple[Tensor, float]]:
         """Every cost by name: a scalar, and the factor that makes it its mean over the batch."""
         m, t = self.model, self.target
-        n = len(t)
         costs = {
             k: m.likelihoods[k].cost(p, t.x[k], t.observed[k], m.weight(k))
             for k, p in self.params.items()
         }
         for name, rows in self.code.terms.items():
-            costs[name] = rows.sum(), 1.0 / n
+            costs[name] = rows.sum(), 1.0 / rows.shape[0]
         for name, value in self.code.aux.items():
             costs[name] = value, 1.0
         for penalty in m.penalties:

@@ -33,7 +33,7 @@ class Batch:
     observed: dict[str, Tensor | None]
 
     def __len__(self) -> int:
-        return len(next(iter(self.x.values())))
+        return next(iter(self.x.values())).shape[0]
 
     def rows(self, index: Tensor | slice) -> Batch:
         """Rows by a tensor of positions or by a slice (a view)."""

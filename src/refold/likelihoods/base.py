@@ -92,8 +92,8 @@ class Likelihood(nn.Module, ABC):
         """
         if observed is None and isinstance(weight, float):
             total, factor = self.total(params, x)
-            return total, factor * weight / len(x)
-        return self.weighted(params, x, observed, weight).sum(), 1.0 / len(x)
+            return total, factor * weight / x.shape[0]
+        return self.weighted(params, x, observed, weight).sum(), 1.0 / x.shape[0]
 
 
 likelihoods: Registry[Likelihood] = Registry("likelihood")
