@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,27 +16,23 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from refold import inference, modelfile
+from refold import archive, inference, modelfile
 from refold.assemble import Wishes, assemble
 from refold.data.containers import container, frame
 from refold.data.corruptions import Corruption, corruptions
 from refold.data.schema import Override, Schema
 from refold.data.sources import read
 from refold.errors import InputError, unknown
-from refold.fields import Field
 from refold.hints import expectation, fits
-from refold.latents import Latent, latents
-from refold.parts import PartSpec
-from refold.penalties import Penalty, penalties
-from refold.spec import ModelSpec
+from refold.latents import Latent
+from refold.penalties import Penalty
 from refold.table import Table
-from refold.training.fit import Progress, Run, Watch, fit
+from refold.training.fit import Progress, Watch, fit
 from refold.training.plan import Plan
 from refold.training.start import can_start_pca, start_constant, start_pca
 from refold.types import Batch
 from refold.uses.anomaly import Calibration
-from refold.uses.inspect import Quality, quality, squared_errors
-from refold.version import VERSION
+from refold.uses.inspect import quality, squared_errors
 
 MOST = 1_000_000_000  # epochs, rows of a batch, evaluations: beyond, something was mistyped
 SMALLEST = 20  # rows below which none are held out
@@ -320,51 +315,14 @@ class Autoencoder(TransformerMixin, BaseEstimator):
     def save(self, path: str | Path) -> None:
         """Write a model folder; an existing model there is replaced in one step."""
         check_is_fitted(self)
-        config: dict[str, Any] = {
-            "refold": VERSION,
-            "params": {k: _plain(v) for k, v in self.get_params(deep=False).items()},
-            "recipe": self.recipe_,
-            "spec": self.spec_.to_json(),
-            "schema": self.schema_.to_json(),
-            "plan": self.plan_.to_json(),
-            "quality": dataclasses.asdict(self.quality_),
-            "run": {"stopped": self.run_.stopped, "seconds": self.run_.seconds},
-            "reasons": list(self.reasons_),
-            "notes": list(self.notes_),
-            "rows": self.n_rows_,
-            "held_out": self.calibration_.held_out,
-            "n_features": getattr(self, "n_features_in_", None),
-            "feature_names": [str(n) for n in getattr(self, "feature_names_in_", ())],
-        }
-        weights = {k: v.cpu() for k, v in self.model_.state_dict().items()}
-        calibration = self.calibration_.tensors()
-        modelfile.save(path, modelfile.Saved(config, weights, self.history_, calibration))
+        modelfile.save(path, archive.pack(self))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read a model folder; nothing in it is executed. Errors name what is wrong with it."""
         saved = modelfile.load(path)
-        config = saved.config
-        ae = cls(**{k: _tuple(v) for k, v in config["params"].items()})
-        ae.schema_ = Schema.from_json(config["schema"])
-        ae.spec_ = ModelSpec.from_json(config["spec"])
-        with torch.random.fork_rng([]):
-            ae.model_ = ae.spec_.build(ae.schema_)
-        ae.model_.load_state_dict(dict(saved.weights))
-        ae.model_.eval()
-        ae.plan_ = Plan.from_json(config["plan"])
-        ae.quality_ = Quality(**config["quality"])
-        ae.history_ = saved.history
-        ae.run_ = Run(saved.history, stopped=config["run"]["stopped"])
-        ae.run_.seconds = config["run"]["seconds"]
-        ae.calibration_ = Calibration.from_tensors(saved.calibration, config["held_out"])
-        ae.recipe_ = config["recipe"]
-        ae.reasons_, ae.notes_ = tuple(config["reasons"]), tuple(config["notes"])
-        ae.n_rows_ = config["rows"]
-        if config["n_features"] is not None:
-            ae.n_features_in_ = config["n_features"]
-        if config["feature_names"]:
-            ae.feature_names_in_ = np.array(config["feature_names"], dtype=object)
+        ae = cls(**archive.arguments(saved))
+        archive.unpack(saved, ae)
         return ae
 
     # ------------------------------------------------------------------ inside
@@ -467,25 +425,3 @@ def split(n: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[n
 def load(path: str | Path) -> Autoencoder:
     """Read a model that :meth:`Autoencoder.save` or ``refold fit`` wrote."""
     return Autoencoder.load(path)
-
-
-def _plain(value: Any) -> Any:
-    """Constructor arguments as JSON can hold them: parts in their own small language."""
-    if isinstance(value, Latent):
-        spec = latents.spec(value)
-        return str(PartSpec(spec.name, {"size": value.size, **spec.options}))
-    if isinstance(value, Corruption):
-        return str(corruptions.spec(value))
-    if isinstance(value, Penalty):
-        return str(penalties.spec(value))
-    if isinstance(value, Field):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(v) for v in value]
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

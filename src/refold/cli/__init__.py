@@ -10,14 +10,14 @@ from refold.errors import InputError, MissingExtraError
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
-    from refold.cli.commands import app
+    from refold.cli import demo
     from refold.cli.screen import UsageError, complain, correction
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a column's name may be in any script
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = app(standalone_mode=False)
+        code = demo.commands.app(standalone_mode=False)
     except (InputError, MissingExtraError) as error:
         complain(str(error))
         code = 2

@@ -191,17 +191,6 @@ def recipes(as_json: Json = False) -> None:
     say(lines, names, as_json=as_json, quiet=False)
 
 
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option("--out", help="folder for everything")] = Path("refold-demo"),
-    quiet: Quiet = False,
-) -> None:
-    """Do the whole job on handwritten digits: fit, embed, reconstruct, score, report."""
-    from refold.cli.demo import run
-
-    run(out, quiet=quiet)
-
-
 def _fitted(arguments: dict[str, Any], data: str, out: Path, hidden: bool) -> Autoencoder:
     """Read, train with a progress bar, and save."""
     from refold.data.sources import read

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from refold.cli import commands
 
 
-def run(out: Path, *, quiet: bool) -> None:
-    """Fit, embed, reconstruct, score and report on scikit-learn's digits."""
+@commands.app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="folder for everything")] = Path("refold-demo"),
+    quiet: commands.Quiet = False,
+) -> None:
+    """Do the whole job on handwritten digits: fit, embed, reconstruct, score, report."""
     import numpy as np
     from sklearn.datasets import load_digits
 

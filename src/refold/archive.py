@@ -1,0 +1,98 @@
+"""A fitted estimator as the contents of a model folder, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from refold.data.corruptions import Corruption, corruptions
+from refold.data.schema import Schema
+from refold.fields import Field
+from refold.latents import Latent, latents
+from refold.modelfile import Saved
+from refold.parts import PartSpec
+from refold.penalties import Penalty, penalties
+from refold.spec import ModelSpec
+from refold.training.fit import Run
+from refold.training.plan import Plan
+from refold.uses.anomaly import Calibration
+from refold.uses.inspect import Quality
+from refold.version import VERSION
+
+if TYPE_CHECKING:
+    from refold.estimator import Autoencoder
+
+
+def pack(ae: Autoencoder) -> Saved:
+    """Return everything a fitted estimator is, as plain values and tensors."""
+    config: dict[str, Any] = {
+        "refold": VERSION,
+        "params": {k: _plain(v) for k, v in ae.get_params(deep=False).items()},
+        "recipe": ae.recipe_,
+        "spec": ae.spec_.to_json(),
+        "schema": ae.schema_.to_json(),
+        "plan": ae.plan_.to_json(),
+        "quality": dataclasses.asdict(ae.quality_),
+        "run": {"stopped": ae.run_.stopped, "seconds": ae.run_.seconds},
+        "reasons": list(ae.reasons_),
+        "notes": list(ae.notes_),
+        "rows": ae.n_rows_,
+        "held_out": ae.calibration_.held_out,
+        "n_features": getattr(ae, "n_features_in_", None),
+        "feature_names": [str(n) for n in getattr(ae, "feature_names_in_", ())],
+    }
+    weights = {k: v.cpu() for k, v in ae.model_.state_dict().items()}
+    calibration = ae.calibration_.tensors()
+    return Saved(config, weights, ae.history_, calibration)
+
+
+def arguments(saved: Saved) -> dict[str, Any]:
+    """Return the constructor's arguments; lists become tuples."""
+    given: Mapping[str, Any] = saved.config["params"]
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+
+
+def unpack(saved: Saved, ae: Autoencoder) -> None:
+    """Set everything an estimator had learnt."""
+    config = saved.config
+    ae.schema_ = Schema.from_json(config["schema"])
+    ae.spec_ = ModelSpec.from_json(config["spec"])
+    with torch.random.fork_rng([]):
+        ae.model_ = ae.spec_.build(ae.schema_)
+    ae.model_.load_state_dict(dict(saved.weights))
+    ae.model_.eval()
+    ae.plan_ = Plan.from_json(config["plan"])
+    ae.quality_ = Quality(**config["quality"])
+    ae.history_ = saved.history
+    ae.run_ = Run(saved.history, stopped=config["run"]["stopped"])
+    ae.run_.seconds = config["run"]["seconds"]
+    ae.calibration_ = Calibration.from_tensors(saved.calibration, config["held_out"])
+    ae.recipe_ = config["recipe"]
+    ae.reasons_, ae.notes_ = tuple(config["reasons"]), tuple(config["notes"])
+    ae.n_rows_ = config["rows"]
+    if config["n_features"] is not None:
+        ae.n_features_in_ = config["n_features"]
+    if config["feature_names"]:
+        ae.feature_names_in_ = np.array(config["feature_names"], dtype=object)
+
+
+def _plain(value: Any) -> Any:
+    """Constructor arguments as JSON can hold them: parts in their own small language."""
+    if isinstance(value, Latent):
+        spec = latents.spec(value)
+        return str(PartSpec(spec.name, {"size": value.size, **spec.options}))
+    if isinstance(value, Corruption):
+        return str(corruptions.spec(value))
+    if isinstance(value, Penalty):
+        return str(penalties.spec(value))
+    if isinstance(value, Field):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(v) for v in value]
+    return value.item() if isinstance(value, np.generic) else value
