@@ -95,9 +95,12 @@ def test_the_corrupted_column_is_the_cause():
     columns = [list("abcdef")[i % 6] for i in range(60)]
     for row, column in enumerate(columns):
         broken.loc[row, column] += 8 * X[column].std()
-    judged = ae.anomalies(broken)
-    assert (judged["cause"] == columns).mean() > 0.9
+    judged = ae.anomalies(broken, alpha=0.05)
     assert judged["is_anomaly"].mean() > 0.95
+    assert (judged["cause"] == columns).mean() > 0.9
+    assert (judged["p_value"] == ae.calibration_.smallest).mean() > 0.95
+    with pytest.warns(InputWarning, match="no row can be an anomaly at alpha 0.01: 40 rows"):
+        ae.anomalies(broken)
     assert judged["score"].max() < ae.score_samples(X.head(60)).mean()
 
 
@@ -118,7 +121,7 @@ def test_input_that_had_to_be_handled_is_remarked_on():
     ae = Autoencoder(latent=1, epochs=1).fit(X)
     with pytest.warns(InputWarning, match="never seen in training"):
         ae.transform(X.assign(b="q"))
-    with pytest.warns(InputWarning, match="'b' is not in the data"):
+    with pytest.warns(InputWarning, match="missing in every row: 'b'"):
         ae.transform(X[["a"]])
     with pytest.warns(InputWarning, match="ignored: 'c'"):
         ae.transform(X.assign(c=1))
@@ -223,3 +226,60 @@ def test_a_small_fit_leaves_the_number_of_threads_as_it_was():
     Autoencoder(latent=2, epochs=1).fit(data())
     assert torch.get_num_threads() == 2
     torch.set_num_threads(before)
+
+
+def test_a_value_never_seen_makes_its_row_unusual_and_is_the_cause():
+    r = np.random.default_rng(0)
+    X = pd.DataFrame({"a": r.choice(4, 600), "b": r.choice(list("xyz"), 600),
+                      "sex": r.choice(["f", "m"], 600), "c": r.normal(size=600)})  # fmt: skip
+    ae = Autoencoder(epochs=20).fit(X)
+    for column, value in (("a", 99999), ("b", "QQQ"), ("sex", "robot")):
+        with pytest.warns(InputWarning, match="never seen"):
+            judged = ae.anomalies(X.assign(**{column: value}).head(50), alpha=0.05)
+        assert (judged["cause"] == column).mean() > 0.9
+        assert judged["is_anomaly"].mean() > 0.9
+
+
+def test_pixels_out_of_range_never_look_more_normal():
+    X = np.random.default_rng(0).random((300, 6, 6)) ** 2
+    ae = Autoencoder(recipe="vae", latent=2, epochs=5).fit(X)
+    wild = X[:5].copy()
+    wild[:, :, 0] = 20.0
+    assert (ae.score_samples(wild) < ae.score_samples(X[:5]) - 100).all()
+
+
+def test_a_field_may_have_the_name_of_a_cost():
+    X = data(300)
+    plain = Autoencoder(2, recipe="vae", epochs=3).fit({"x": X})
+    for name in ("kl", "loss"):
+        named = Autoencoder(2, recipe="vae", epochs=3).fit({name: X})
+        assert named.quality_ == plain.quality_
+        assert named.run_.best["valid_loss"] == plain.run_.best["valid_loss"]
+
+
+def test_pca_judges_itself_alike_with_missing_cells():
+    X = data(600)
+    X[np.random.default_rng(1).random(X.shape) < 0.3] = np.nan
+    ae = Autoencoder(2, hidden=(), epochs=0).fit(X)
+    assert ae.quality_.kept == pytest.approx(ae.quality_.pca_kept, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"corruption": "gaussian(std=1.0)"},
+        {"fields": {"x": "vector(likelihood='l1')"}},
+        {"fields": {"x": "vector(likelihood='gaussian')"}},
+    ],
+)
+def test_the_closed_form_is_claimed_only_where_it_is_the_optimum(options):
+    assert Autoencoder(2, recipe="pca", **options).fit(data()).plan_.steps > 0
+
+
+def test_no_rows_and_another_tables_rows_are_sentences():
+    X = pd.DataFrame(data(), columns=list("abcdef"))
+    ae = Autoencoder(2, epochs=1).fit(X)
+    with pytest.raises(refold.InputError, match="no rows"):
+        ae.anomalies(X.head(0))
+    with pytest.raises(refold.InputError, match="none of the columns"):
+        ae.transform(X[["a", "b"]].rename(columns=str.upper))

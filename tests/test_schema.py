@@ -346,12 +346,13 @@ def test_levels_of_any_type_survive_json(what):
 # --- other data than in training ---------------------------------------------------------------
 
 
-def test_unseen_levels_count_as_missing_and_are_named():
+def test_unseen_levels_are_told_from_missing_ones_and_named():
     schema = fitted({"c": cycle("a", "b", "c"), "s": cycle("m", "f")})
     batch, notes = schema.encode(read({"c": ["a", "z", "y", None], "s": ["f", "m", "x", "m"]}))
-    assert batch.x["categorical"][:, 0].tolist() == [0, -1, -1, -1]
-    assert batch.observed["categorical"][:, 0].tolist() == [True, False, False, False]
-    assert batch.observed["binary"][:, 0].tolist() == [True, True, False, True]
+    assert batch.x["categorical"][:, 0].tolist() == [0, -2, -2, -1]
+    assert batch.observed["categorical"][:, 0].tolist() == [True, True, True, False]
+    assert batch.observed["binary"] is None
+    assert batch.x["binary"][:, 0].tolist() == [0, 1, -3, 1]
     assert len(notes) == 2
     assert "'c': 2 values never seen in training ('z', 'y')" in notes[0]
     assert "'s': 1 values never seen in training ('x')" in notes[1]
@@ -369,10 +370,8 @@ def test_a_missing_column_counts_as_missing_in_every_row():
     schema = fitted(mixed())
     columns = {k: v for k, v in mixed().items() if k not in ("b", "city", "sex", "one")}
     batch, notes = schema.encode(read(columns))
-    assert sorted(notes) == [
-        f"column '{c}' is not in the data: every row counts as missing it"
-        for c in ("b", "city", "sex")
-    ]
+    assert len(notes) == 1
+    assert all(f"'{c}'" in notes[0] for c in ("b", "city", "sex"))
     assert batch.observed["numeric"].all(0).tolist() == [True, False, True, True]
     assert not batch.observed["numeric"][:, 1].any()
     assert not batch.observed["categorical"][:, 0].any()
@@ -382,7 +381,7 @@ def test_a_missing_column_counts_as_missing_in_every_row():
 def test_a_missing_block_counts_as_missing_in_every_row():
     schema = fitted({"v": DRAW.normal(size=(N, 3)), "i": DRAW.random((N, 4, 4)), "x": NUMBERS})
     batch, notes = schema.encode(read({"x": NUMBERS}))
-    assert len(notes) == 2
+    assert notes == ["not in the data, so missing in every row: 'v', 'i'"]
     assert not batch.observed["v"].any()
     assert not batch.observed["i"].any()
 

@@ -173,6 +173,15 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run(monkeypatch):
     assert all(torch.equal(v, states[2][k]) for k, v in model.state_dict().items())
 
 
+def test_a_worse_negative_loss_is_no_improvement(monkeypatch):
+    losses = iter([-10 * (1 - 0.9e-5) ** i for i in range(60)])
+    model, rows, _ = assembled(data(), latent=2, hidden=(4,))
+    monkeypatch.setattr(loop, "evaluate", lambda *_: {"loss": next(losses)})
+    run = loop.fit(model, rows, rows, Plan.choose(203, epochs=50, patience=3))
+    assert run.best["valid_loss"] == -10
+    assert len(run.history) == 4
+
+
 def test_an_interruption_keeps_the_best_so_far(monkeypatch):
     model, rows, _ = assembled(data(), latent=2, hidden=(4,))
     seen = []

@@ -65,6 +65,8 @@ def unpack(saved: Saved, ae: Autoencoder) -> None:
         ae.model_ = ae.spec_.build(ae.schema_)
     ae.model_.load_state_dict(dict(saved.weights))
     ae.model_.eval()
+    if ae.device == "auto" and torch.cuda.is_available():
+        ae.model_.to("cuda")
     ae.plan_ = Plan.from_json(config["plan"])
     ae.quality_ = Quality(**config["quality"])
     ae.history_ = saved.history

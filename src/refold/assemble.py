@@ -58,7 +58,10 @@ def assemble(schema: Schema, rows: Batch, wishes: Wishes) -> Assembly:
     recipe = get(name)
     if wishes.recipe is None:
         reasons.append(f"recipe '{name}': the default for this data")
-    heads = {k: f.head(recipe.likelihoods.get(kind_of(f))) for k, f in schema.fields.items()}
+    device = next(iter(rows.x.values())).device
+    heads = {
+        k: f.head(recipe.likelihoods.get(kind_of(f))).to(device) for k, f in schema.fields.items()
+    }
     principal = principal_components(design(heads, rows))
     entries = sum(len(f.sizes) for f in schema.fields.values())
     latent, size = decide_latent(wishes.latent, recipe, principal, entries, reasons)

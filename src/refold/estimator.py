@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, get_type_hints
 
@@ -29,7 +30,7 @@ from refold.penalties import Penalty
 from refold.table import Table
 from refold.training.fit import Progress, Watch, fit
 from refold.training.plan import Plan
-from refold.training.start import can_start_pca, start_constant, start_pca
+from refold.training.start import can_start_pca, solved_by_pca, start_constant, start_pca
 from refold.types import Batch
 from refold.uses.anomaly import Calibration
 from refold.uses.inspect import quality, squared_errors
@@ -154,9 +155,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
                 f"required to learn from; give more rows"
             )
         device = self._device()
-        devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
-            torch.manual_seed(self.seed)
+        with seeded(self.seed):
             self._learn(table, device, watch)
         return self
 
@@ -180,15 +179,14 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         self.model_ = self.spec_.build(self.schema_).to(device)
         start_constant(self.model_, train)
         reasons = list(chosen.reasons)
-        closed = can_start_pca(self.model_)
-        if closed:
-            start_pca(self.model_, train, chosen.principal)
-            path = self.model_.fusion.linear_path()
-            if path is not None and not path.beside and self.epochs is None:
-                plan = plan.without_steps()
-                reasons.append("no training steps: the principal components are the optimum")
-        self.plan_ = plan
         noise = self.spec_.corruption
+        solved = solved_by_pca(self.model_, everything) and noise is None and self.epochs is None
+        if can_start_pca(self.model_):
+            start_pca(self.model_, train, chosen.principal)
+        if solved:
+            plan = plan.without_steps()
+            reasons.append("no training steps: the principal components are the optimum")
+        self.plan_ = plan
         self.run_ = fit(
             self.model_,
             train,
@@ -203,10 +201,11 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         judged = everything.rows(torch.from_numpy(train_rows)) if held is None else held
         self.quality_ = quality(self.model_, judged, self.schema_, chosen.principal)
         self.calibration_ = Calibration.of(self.model_, judged, self.schema_, held is not None)
-        if closed and plan.steps == 0:
+        if solved:
             # Held-out rows have served to judge; the closed form then takes them in as well.
             again = assemble(self.schema_, everything.to(device), self._wishes())
             start_pca(self.model_, everything.to(device), again.principal)
+            self.calibration_ = self.calibration_.with_codes(self.model_, judged, self.schema_)
         self.reasons_, self.notes_ = tuple(reasons), (*table.notes, *notes)
         self.n_rows_ = len(table)
         if self.run_.stopped == "interrupted":
@@ -264,8 +263,8 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         """Judge each row: ``score``, ``p_value``, ``is_anomaly`` and ``cause``, as a frame.
 
         ``p_value`` is the rank of the row's score among those of held-out rows; a row is an
-        anomaly where it is at most ``alpha`` (or the smallest that so many rows can give);
-        ``cause`` is the column, entry or pixel with the largest share of the score.
+        anomaly where it is at most ``alpha``; a warning says when so few rows were held out that
+        none can be. ``cause`` is the column, entry or pixel with the largest share of the score.
         """
         table = self._read(X)
         return frame(self.judge(table, alpha), table.container)
@@ -275,6 +274,14 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         if not 0 < alpha < 1:
             raise InputError(f"alpha is {alpha}; it must lie between 0 and 1")
+        least, compared = self.calibration_.smallest, len(self.calibration_.scores)
+        if least > alpha:
+            warnings.warn(
+                f"no row can be an anomaly at alpha {alpha:g}: {compared} rows to compare with "
+                f"give p-values from {least:.2g}; use a larger alpha or fit on more rows",
+                InputWarning,
+                stacklevel=2,
+            )
         rows = self._encode(self._read(X))
         return self.calibration_.judge(self.model_, rows, self.schema_, alpha)
 
@@ -296,8 +303,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         if n < 1:
             raise InputError(f"asked for {n} samples; ask for 1 or more")
-        with torch.random.fork_rng([]):
-            torch.manual_seed(self.seed if seed is None else seed)
+        with seeded(self.seed if seed is None else seed):
             z = self.model_.latent.sample(n)
             parts = [
                 inference.draws(self.model_, p, self.schema_)
@@ -360,6 +366,8 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         return table
 
     def _encode(self, table: Table) -> Batch:
+        if len(table) == 0:
+            raise InputError("the data has no rows (0 samples); give at least one")
         rows, notes = self.schema_.encode(table)
         if notes:
             warnings.warn("; ".join(notes), InputWarning, stacklevel=3)
@@ -415,10 +423,19 @@ class Autoencoder(TransformerMixin, BaseEstimator):
             )
 
 
+@contextmanager
+def seeded(seed: int) -> Generator[None]:
+    """Seed torch's generators, those of accelerators too, and put them back afterwards."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
 def split(n: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Seeded positions of training rows and of held-out rows; none below 20 rows."""
     order = np.random.default_rng(seed).permutation(n)
-    held = 0 if n < SMALLEST else round(share * n)
+    held = 0 if n < SMALLEST else min(round(share * n), n - 2)
     return np.sort(order[held:]), np.sort(order[:held])
 
 

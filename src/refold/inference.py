@@ -13,7 +13,6 @@ from refold.types import Batch
 
 PORTION = 1024
 SMALL = 64
-BEYOND = 3.0  # standard deviations past the training range that an encoder may see
 
 
 def guard(rows: Batch, schema: Schema) -> Batch:
@@ -25,7 +24,7 @@ def guard(rows: Batch, schema: Schema) -> Batch:
     for name, own in schema.fields.items():
         if own.bounds is not None:
             low, high = (torch.tensor(b).view(own.shape) for b in own.bounds)
-            x[name] = torch.clamp(x[name], low - BEYOND, high + BEYOND)
+            x[name] = torch.clamp(x[name], low - own.margin, high + own.margin)
     return Batch(x, rows.observed)
 
 

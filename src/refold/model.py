@@ -121,11 +121,12 @@ class Output:
             for k, p in self.params.items()
         }
         for name, rows in self.code.terms.items():
-            costs[name] = rows.sum(), 1.0 / rows.shape[0]
+            costs[_free(name, costs)] = rows.sum(), 1.0 / rows.shape[0]
         for name, value in self.code.aux.items():
-            costs[name] = value, 1.0
+            costs[_free(name, costs)] = value, 1.0
         for penalty in m.penalties:
-            costs.update({k: (v, 1.0) for k, v in penalty(m, t, self.code).items()})
+            for name, value in penalty(m, t, self.code).items():
+                costs[_free(name, costs)] = value, 1.0
         return costs
 
     @property
@@ -137,3 +138,8 @@ class Output:
     def loss(self) -> Tensor:
         """Return the objective, a scalar: the sum of :attr:`terms`."""
         return reduce(torch.add, self.terms.values())
+
+
+def _free(name: str, taken: dict[str, tuple[Tensor, float]]) -> str:
+    """Return a name that no other cost has: fields are named by the user, who may say 'kl'."""
+    return name if name not in taken else _free(f"{name}_term", taken)

@@ -63,6 +63,8 @@ class Embed(Backbone):
         rows = torch.tensor(geometry.sizes) + 1
         self.table = nn.Parameter(torch.randn(int(rows.sum()), width) / width**0.5)
         self.register_buffer("offset", rows.cumsum(0) - rows + 1, persistent=False)
+        with torch.no_grad():  # until a missing class is met in training, it says nothing
+            self.table[self.offset - 1] = 0.0
 
     @property
     def encoded(self) -> int:
@@ -76,7 +78,7 @@ class Embed(Backbone):
 
     def encode(self, x: Tensor, visible: Tensor | None) -> Tensor:
         """Look up each column's class; -1 is the row before its first."""
-        classes = x if visible is None else x.masked_fill(~visible, -1)
+        classes = (x if visible is None else x.masked_fill(~visible, -1)).clamp_min(-1)
         return F.embedding(classes + self.offset, self.table).flatten(1)
 
     def decode(self, h: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ def score(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Write score, p_value, is_anomaly and cause of every row of DATA, in order."""
+    """Write score (higher is more normal), p_value, is_anomaly and cause of every row, in order."""
     ae, table = _opened(model, data, out, quiet)
     with _remarks(quiet):
         judged = ae.judge(table, alpha)

@@ -32,7 +32,7 @@ class GaussianNoise(Corruption):
     r"""Add independent normal noise to every number: :math:`\tilde x = x + \mu + \sigma\epsilon`.
 
     ``std`` and ``mean`` are in the field's own scale: standard deviations for columns and
-    vectors, the range [0, 1] for pixels. Classes stay as they are.
+    vectors, the range [0, 1] for pixels. Two levels are a number too; several stay as they are.
 
     >>> batch = Batch({"x": torch.zeros(1000, 1)}, {"x": None})
     >>> noisy = GaussianNoise(std=0.5)(batch, torch.Generator().manual_seed(0))
@@ -64,7 +64,8 @@ class Masking(Corruption):
     """Set an exact share of each row's entries to a constant, other entries in every row.
 
     ``fraction`` of each field's entries, rounded to the nearest whole number, become ``value``
-    (0 is a standardised column's mean, and black for pixels); a class becomes missing.
+    (0 is a standardised column's mean, black for pixels, the first of two levels); a class among
+    several becomes missing.
 
     Source: Vincent et al., Extracting and Composing Robust Features with Denoising Autoencoders,
     2008.

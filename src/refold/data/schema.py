@@ -104,7 +104,8 @@ class Schema:
             )
         for name in absent:
             columns[name] = self._nothing(name, len(table))
-            notes.append(f"column '{name}' is not in the data: every row counts as missing it")
+        if absent:
+            notes.append(f"not in the data, so missing in every row: {_some(absent)}")
         extra = [c for c in columns if c not in learnt and c not in self.aside]
         if extra:
             notes.append(f"columns never seen in training are ignored: {_some(extra)}")
@@ -253,9 +254,10 @@ def _repeat(own: Aside, n: int) -> Column:
 
 
 def _free(name: str, taken: Mapping[str, Any]) -> str:
-    if name not in taken:
+    reserved = {"loss", *taken}  # the first is what histories call the sum of all costs
+    if name not in reserved:
         return name
-    return next(f"{name}{i}" for i in range(2, len(taken) + 3) if f"{name}{i}" not in taken)
+    return next(f"{name}{i}" for i in range(2, len(reserved) + 3) if f"{name}{i}" not in reserved)
 
 
 def _some(names: list[str]) -> str:

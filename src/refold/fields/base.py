@@ -41,6 +41,8 @@ class Field(ABC):
     """Likelihood by default."""
     allowed: ClassVar[tuple[str, ...]]
     """Likelihoods that can predict this kind."""
+    margin: ClassVar[float] = 3.0
+    """How far beyond its training range (in its own scale) an encoder may see a value."""
     smooth: ClassVar[bool] = False
     """True where a sampled row is best shown by its mean, as pictures are."""
 
@@ -122,7 +124,7 @@ class Field(ABC):
 
 LEARNT = frozenset(
     {"columns", "missing", "mean", "std", "low", "high", "types", "levels", "dtype", "height"}
-    | {"width", "channels", "layout"}
+    | {"width", "channels", "layout", "fill"}
 )
 """Attributes of fields that :meth:`Field.fit` sets: no options of the user's."""
 

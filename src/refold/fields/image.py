@@ -42,6 +42,7 @@ class Image(Field):
     layout: str = "grey"
     low: float = 0.0
     high: float = 1.0
+    fill: float = 0.5
     dtype: str = "float64"
 
     def fit(self, columns: Mapping[str, Column]) -> Self:
@@ -49,6 +50,7 @@ class Image(Field):
         values = block(columns, self.columns[0])
         height, width, channels, layout = geometry(values.shape, self.columns[0])
         low, high = pixel_range(values)
+        missing = values.dtype.kind == "f" and bool(np.isnan(values).any())
         return replace(
             self,
             height=height,
@@ -58,11 +60,12 @@ class Image(Field):
             low=low,
             high=high,
             dtype=str(values.dtype),
-            missing=values.dtype.kind == "f" and bool(np.isnan(values).any()),
+            fill=(float(np.nanmean(values)) - low) / (high - low) if missing else 0.5,
+            missing=missing,
         )
 
     def to_tensor(self, columns: Mapping[str, Column]) -> Encoded:
-        """Scale to [0, 1], channels first; a missing pixel becomes the middle of the range."""
+        """Scale to [0, 1], channels first; a missing pixel becomes the mean."""
         values = block(columns, self.columns[0])
         expected = self.cell
         if values.shape[1:] != expected:
@@ -81,7 +84,7 @@ class Image(Field):
         if not absent.any():
             return Encoded(torch.from_numpy(x), None, [])
         observed = torch.from_numpy(~absent).flatten(1)
-        return Encoded(torch.from_numpy(np.where(absent, np.float32(0.5), x)), observed, [])
+        return Encoded(torch.from_numpy(np.where(absent, np.float32(self.fill), x)), observed, [])
 
     def to_values(self, point: Tensor) -> dict[str, Column]:
         """Return to the user's range, layout and type."""

@@ -36,8 +36,8 @@ class Numeric(Field):
     tensor([[-1.],
             [ 1.],
             [ 0.]])
-    >>> field.to_values(torch.tensor([[0.02]]))["age"].to_pylist()
-    [25]
+    >>> field.to_values(torch.tensor([[0.02], [9.0]]))["age"].to_pylist()
+    [25, 30]
     """
 
     native: ClassVar[str] = "mse"
@@ -71,8 +71,9 @@ class Numeric(Field):
         return Encoded(*tensors(x), notes)
 
     def to_values(self, point: Tensor) -> dict[str, Column]:
-        """Return to units, and to each column's own type."""
-        values = point.double().cpu().numpy() * np.array(self.std) + np.array(self.mean)
+        """Return to units, kept in the training range, and to each column's own type."""
+        inside = point.double().cpu().numpy().clip(np.array(self.low), np.array(self.high))
+        values = inside * np.array(self.std) + np.array(self.mean)
         return {
             c: cast(pa.chunked_array([values[:, i]]), arrow_type(t))
             for i, (c, t) in enumerate(zip(self.columns, self.types, strict=True))
@@ -129,7 +130,8 @@ class Scale:
             variance = np.full_like(variance, variance.mean())
         std = np.sqrt(variance)
         # Rounding leaves a constant column of large values a deviation that is not quite zero.
-        std = np.where(std > 1e-12 * np.maximum(1.0, np.abs(mean)), std, 1.0)
+        size = np.where(seen, np.abs(values), 0.0).max(0)
+        std = np.where(std > 1e-12 * size, std, 1.0)
         return cls(mean, std, centred.min(0) / std, centred.max(0) / std)
 
 

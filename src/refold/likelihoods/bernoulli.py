@@ -21,7 +21,8 @@ class Bernoulli(Likelihood):
     .. math:: -\log p(x \mid l) = \log(1 + e^{l}) - x\, l
 
     Targets between 0 and 1 (pixel intensities) are allowed; the cost is then the cross-entropy
-    to a coin of that bias.
+    to a coin of that bias. What lies outside, which no coin gives, costs half its squared distance
+    beside: alone, the cross-entropy would have no lower bound there.
 
     >>> Bernoulli((1,)).cells(torch.zeros(1, 1), torch.ones(1, 1))
     tensor([[0.6931]])
@@ -33,12 +34,16 @@ class Bernoulli(Likelihood):
         return self.entries
 
     def cells(self, params: Tensor, x: Tensor) -> Tensor:
-        """Binary cross-entropy of each entry."""
-        return F.binary_cross_entropy_with_logits(params, x.flatten(1), reduction="none")
+        """Binary cross-entropy of each entry, and half the square of what lies outside."""
+        inside, outside = _parted(x.flatten(1))
+        cross = F.binary_cross_entropy_with_logits(params, inside, reduction="none")
+        return cross + outside.square() * 0.5
 
     def total(self, params: Tensor, x: Tensor) -> tuple[Tensor, float]:
-        """Summed binary cross-entropy."""
-        return F.binary_cross_entropy_with_logits(params, x.flatten(1), reduction="sum"), 1.0
+        """Sum the same over all entries."""
+        inside, outside = _parted(x.flatten(1))
+        cross = F.binary_cross_entropy_with_logits(params, inside, reduction="sum")
+        return cross + outside.square().sum() * 0.5, 1.0
 
     def distribution(self, params: Tensor) -> Distribution:
         """Return independent coins."""
@@ -67,3 +72,9 @@ class Bernoulli(Likelihood):
     def marginal(self, x: Tensor, observed: Tensor | None) -> Tensor:
         """Return the logit of the observed share of ones, kept within one in ten thousand."""
         return torch.logit(observed_mean(x.flatten(1), observed), eps=1e-4)
+
+
+def _parted(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the nearest values in [0, 1], and what is left of ``x``."""
+    inside = x.clamp(0.0, 1.0)
+    return inside, x - inside

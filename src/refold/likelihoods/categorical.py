@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import final
 
@@ -11,6 +12,9 @@ from torch.distributions import Distribution, constraints
 
 from refold.likelihoods.base import Likelihood, register
 from refold.ops.segments import segment_log_softmax, segment_logsumexp
+
+UNSEEN = -2
+RARE = math.log(1000.0)
 
 
 @final
@@ -59,7 +63,8 @@ class Categorical(Likelihood):
 
     .. math:: -\log p(x \mid l) = \log \sum_j e^{l_{kj}} - l_{k x_k}
 
-    Targets are class indices ``[B, K]``; a missing class is -1 and must not be observed.
+    Targets are class indices ``[B, K]``; a missing class is -1 and must not be observed. A class
+    never seen in training is -2: it costs what the least likely level does, at least log 1000.
 
     >>> cells = Categorical((2, 4)).cells(torch.zeros(1, 6), torch.zeros(1, 2, dtype=torch.long))
     >>> cells.exp().round()
@@ -85,7 +90,11 @@ class Categorical(Likelihood):
     def cells(self, params: Tensor, x: Tensor) -> Tensor:
         """Cross-entropy of each column."""
         chosen = params.gather(1, x.clamp_min(0) + self.offset)
-        return segment_logsumexp(params, self.segment, self.entries) - chosen
+        total = segment_logsumexp(params, self.segment, self.entries)
+        if not self.training and bool((x == UNSEEN).any()):
+            least = torch.stack([p.amin(1) for p in params.split(self.sizes, 1)], 1)
+            chosen = torch.where(x == UNSEEN, torch.minimum(least, total - RARE), chosen)
+        return total - chosen
 
     def total(self, params: Tensor, x: Tensor) -> tuple[Tensor, float]:
         """Summed cross-entropy."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+WIDE_RANK = 128  # components of wider rows than that, where no number is asked for
 EXACT_WIDTH = 4096  # above this many entries the covariance itself is too large to decompose
 
 
@@ -42,10 +43,12 @@ def principal_components(x: Tensor, k: int | None = None, chunk: int = 8192) -> 
     tensor([2.], dtype=torch.float64)
     """
     n, width = x.shape
-    k = min(n, width) if k is None else min(k, n, width)
+    if k is None:
+        k = WIDE_RANK if width > EXACT_WIDTH else width
+    k = min(k, n, width)
     mean = x.mean(0, dtype=torch.float64)
     if width > EXACT_WIDTH:
-        rows = x[:: max(1, n // 20_000)].double() - mean
+        rows = x[:: -(-n // 20_000)].double() - mean
         _, singular, axes = torch.svd_lowrank(rows, q=min(k + 8, *rows.shape), niter=4)
         total = float(rows.square().sum() / len(rows))
         return Principal(mean, axes[:, :k], singular[:k].square() / len(rows), total)

@@ -94,11 +94,12 @@ def fit(
         refuse_nan(row, model)
         model.train()
         run.history.append(row)
-        if not run.best or row["valid_loss"] < run.best["valid_loss"] * (1 - 1e-5):
-            run.best, waited = row, 0
+        least = run.best.get("valid_loss", float("inf"))
+        clearly = not run.best or row["valid_loss"] < least - 1e-5 * abs(least)
+        waited = 0 if clearly else waited + 1
+        if row["valid_loss"] < least:
+            run.best = row
             best = {k: v.detach().clone() for k, v in model.state_dict().items()}
-        else:
-            waited += 1
         if plateau is not None:
             plateau.step(row["valid_loss"])
         notify(row)

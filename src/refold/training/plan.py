@@ -161,7 +161,9 @@ class Plan:
         if self.schedule != "plateau":
             return None
         waits = 5 if self.patience is None else max(1, self.patience // 3)
-        return lr_scheduler.ReduceLROnPlateau(optimizer, patience=waits)
+        return lr_scheduler.ReduceLROnPlateau(
+            optimizer, patience=waits, threshold=0.0, threshold_mode="abs"
+        )
 
     @property
     def tick(self) -> int:

@@ -11,7 +11,7 @@ from refold.backbones import Flat
 from refold.fields import Field
 from refold.latents import Plain
 from refold.likelihoods import Likelihood
-from refold.likelihoods.numbers import Location
+from refold.likelihoods.numbers import Location, SquaredError
 from refold.model import Model
 from refold.ops.pca import Principal, principal_components
 from refold.types import Batch
@@ -24,12 +24,13 @@ SAMPLE = 20_000  # rows that are enough to judge a spectrum
 def design(heads: Mapping[str, Likelihood], rows: Batch) -> Tensor:
     """All fields as one matrix ``[n, V]``: numbers as they are, classes as indicators.
 
-    A missing entry holds its column's mean over the rows where it is observed.
+    A missing number holds what the encoder is fed in its place, a missing class its column's
+    frequencies.
     """
     views: list[Tensor] = []
     for name, head in heads.items():
         view, seen = head.linear_view(rows.x[name]).float(), rows.observed[name]
-        if seen is not None:
+        if seen is not None and not isinstance(head, Location):
             seen = head.spread(seen)
             mean = torch.where(seen, view, 0).sum(0) / seen.sum(0).clamp_min(1)
             view = torch.where(seen, view, mean)
@@ -77,11 +78,17 @@ def balance(
 
 @torch.no_grad()
 def baseline(head: Likelihood, x: Tensor, observed: Tensor | None) -> Tensor:
-    """Mean cost ``[E]`` of predicting a constant, on at most 20,000 rows."""
-    step = max(1, len(x) // SAMPLE)
+    """Mean cost ``[E]`` per observed entry of predicting a constant, on at most 20,000 rows."""
+    step = -(-len(x) // SAMPLE)
     x, observed = x[::step], None if observed is None else observed[::step]
-    params = head.marginal(x, observed).expand(len(x), -1)
-    cells = head.weighted(params, x, observed, 1.0).double()
+    if isinstance(head, Location):
+        # Densities of numbers have no zero; half the variance is their cost in any unit.
+        marginal = head.marginal(x, observed)[: head.entries]
+        cells = (x.flatten(1) - marginal).double().square() * 0.5
+        cells = cells if observed is None else cells.masked_fill(~observed, 0.0)
+    else:
+        params = head.marginal(x, observed).expand(len(x), -1)
+        cells = head.weighted(params, x, observed, 1.0).double()
     seen = len(x) if observed is None else observed.sum(0).clamp_min(1)
     return cells.sum(0) / seen
 
@@ -106,6 +113,19 @@ def can_start_pca(model: Model) -> bool:
         and all(
             isinstance(h, Location) and h.width == h.entries for h in model.likelihoods.values()
         )
+    )
+
+
+def solved_by_pca(model: Model, rows: Batch) -> bool:
+    """Whether that start is the optimum: nothing but linear maps, squared error, complete rows."""
+    path = model.fusion.linear_path()
+    return (
+        can_start_pca(model)
+        and path is not None
+        and not path.beside
+        and not model.penalties
+        and all(isinstance(h, SquaredError) for h in model.likelihoods.values())
+        and all(seen is None for seen in rows.observed.values())
     )
 
 
@@ -162,14 +182,15 @@ def _numbers(model: Model) -> Tensor:
 
 @torch.no_grad()
 def kept_variance(view: Tensor, predicted: Tensor, mean: Tensor) -> float:
-    r"""Share of the variance kept, :math:`1 - \sum (x-\hat x)^2 / \sum (x-\mu)^2`."""
-    lost = (view - predicted).double().square().sum()
-    total = (view - mean).double().square().sum()
+    r"""Share of the variance kept, :math:`1 - \sum (x-\hat x)^2 / \sum (x-\mu)^2`, without NaN."""
+    lost = (view - predicted).double().square().nansum()
+    total = (view - mean).double().square().nansum()
     return float(1.0 - lost / total.clamp_min(1e-300))
 
 
 @torch.no_grad()
 def pca_kept(view: Tensor, principal: Principal, size: int) -> float:
-    """Share of the variance of ``view`` that its projection on ``size`` components keeps."""
+    """Share of the variance of ``view`` kept by its projection on ``size`` components."""
     mean, axes = principal.mean.float(), principal.axes[:, :size].float()
-    return kept_variance(view, (view - mean) @ axes @ axes.T + mean, mean)
+    filled = torch.where(view.isnan(), mean, view)
+    return kept_variance(view, (filled - mean) @ axes @ axes.T + mean, mean)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -45,12 +45,19 @@ class Calibration:
         spaced = slice(None, None, -(-len(every) // SHOWN))
         return cls(np.sort(every), torch.cat(codes).numpy()[spaced], every[spaced], held_out)
 
+    def with_codes(self, model: Model, rows: Batch, schema: Schema) -> Calibration:
+        """Return the same scores with the codes that ``model`` gives the rows."""
+        codes = inference.embed(model, rows, schema).float().numpy()
+        return replace(self, codes=codes[:: -(-len(rows) // SHOWN)])
+
     def p_values(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         r"""Share of held-out rows, with the row itself, that are at least as unusual.
 
         .. math:: p = \frac{1 + \#\{i : s_i \le s\}}{1 + m}
 
-        For a new row like the held-out ones, :math:`P(p \le \alpha) \le \alpha`.
+        For a new row exchangeable with the held-out ones, :math:`P(p \le \alpha) \le \alpha`, were
+        they used for nothing else. They also chose the best weights, which makes scores of theirs
+        a little better than a new row's; where no row could be held out, nothing is promised.
 
         Source: Vovk, Gammerman & Shafer, Algorithmic Learning in a Random World, 2005.
         """
@@ -70,14 +77,17 @@ class Calibration:
             causes.append(torch.cat(list(output.cells.values()), 1)[:count].argmax(1).cpu())
         score = torch.cat(scores).numpy()
         p_value = self.p_values(score)
-        # So few held-out rows cannot give a smaller p-value; the most extreme are flagged then.
-        reachable = max(alpha, 1.0 / (1 + len(self.scores)))
         return {
             "score": score,
             "p_value": p_value,
-            "is_anomaly": p_value <= reachable,
+            "is_anomaly": p_value <= alpha,
             "cause": names[torch.cat(causes).numpy()],
         }
+
+    @property
+    def smallest(self) -> float:
+        """Smallest p-value that so many held-out rows can give."""
+        return 1.0 / (1 + len(self.scores))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is saved."""

@@ -53,7 +53,7 @@ def quality(model: Model, rows: Batch, schema: Schema, principal: Principal) -> 
     return Quality(
         kept_variance(views, predicted, principal.mean.float().cpu()),
         pca_kept(views, principal.to("cpu"), model.latent.size),
-        float((views - predicted).double().square().sum() / len(rows)),
+        float((views - predicted).double().square().nansum() / len(rows)),
         len(rows),
     )
 
@@ -62,19 +62,19 @@ def quality(model: Model, rows: Batch, schema: Schema, principal: Principal) -> 
 def squared_errors(model: Model, rows: Batch, schema: Schema) -> Tensor:
     """Squared error of each row ``[n]`` over all observed entries, in the model's own scale."""
     views, predicted = expectations(model, rows, schema)
-    return (views - predicted).double().square().sum(1)
+    return (views - predicted).double().square().nansum(1)
 
 
 @torch.inference_mode()
 def expectations(model: Model, rows: Batch, schema: Schema) -> tuple[Tensor, Tensor]:
-    """Rows as one matrix ``[n, V]`` and what the model expects there; equal where missing."""
+    """Rows as one matrix ``[n, V]``, NaN where missing, and what the model expects there."""
     views: list[Tensor] = []
     predicted: list[Tensor] = []
     for output, count in inference.outputs(model, rows, schema):
         for name, params in output.params.items():
             head, seen = model.likelihoods[name], output.target.observed[name]
             view, mean = head.linear_view(output.target.x[name]).float(), head.expected(params)
-            view = view if seen is None else torch.where(head.spread(seen), view, mean)
+            view = view if seen is None else view.masked_fill(~head.spread(seen), torch.nan)
             views.append(view[:count].cpu())
             predicted.append(mean[:count].cpu())
     fields = len(model.names)
@@ -164,7 +164,7 @@ def _fidelity(x: torch.Tensor, point: torch.Tensor, seen: torch.Tensor, own: Fie
         return Fidelity(float("nan"), float("nan"), 0)
     if isinstance(own, Classes):
         answer = (point > 0.5).double() if isinstance(own, Binary) else point
-        commonest = int(x.long().bincount().max())
+        commonest = int(x.unique(return_counts=True)[1].max())
         return Fidelity(float((answer == x).double().mean()), commonest / count, count)
     total = float((x - x.mean()).square().sum())
     kept = 1.0 - float((x - point).square().sum()) / total if total > 1e-12 else float("nan")
