@@ -152,7 +152,7 @@ class Plan:
             options.setdefault("weight_decay", 1e-4)
         parameters = [p for p in model.parameters() if p.requires_grad]
         try:
-            return OPTIMIZERS[self.optimizer.name](parameters, lr=self.lr, **options)  # type: ignore[call-arg]
+            return OPTIMIZERS[self.optimizer.name](parameters, lr=self.lr, **options)
         except (TypeError, ValueError) as error:
             raise InputError(f"the optimizer '{self.optimizer}' cannot be made: {error}") from error
 
