@@ -141,9 +141,9 @@ class Plan:
 
     def make_optimizer(self, model: nn.Module) -> Optimizer:
         """Build the optimiser, fused where torch has a fused kernel for it."""
-        options: dict[str, Any] = dict(self.optimizer.options)
+        options: dict[str, Any] = {"lr": self.lr, **self.optimizer.options}
         known = list(inspect.signature(OPTIMIZERS[self.optimizer.name]).parameters)[2:]
-        for option in options:
+        for option in self.optimizer.options:
             if option not in known:
                 raise unknown(f"option of optimizer '{self.optimizer.name}'", option, known)
         if self.optimizer.name in FUSED:
@@ -152,7 +152,7 @@ class Plan:
             options.setdefault("weight_decay", 1e-4)
         parameters = [p for p in model.parameters() if p.requires_grad]
         try:
-            return OPTIMIZERS[self.optimizer.name](parameters, lr=self.lr, **options)
+            return OPTIMIZERS[self.optimizer.name](parameters, **options)
         except (TypeError, ValueError) as error:
             raise InputError(f"the optimizer '{self.optimizer}' cannot be made: {error}") from error
 
