@@ -358,6 +358,12 @@ def test_unseen_levels_are_told_from_missing_ones_and_named():
     assert "'s': 1 values never seen in training ('x')" in notes[1]
 
 
+def test_text_among_coded_classes_is_unseen_not_missing():
+    batch, notes = fitted({"c": cycle(1, 2, 3)}).encode(read({"c": ["1", "first", None, "3"]}))
+    assert batch.x["categorical"][:, 0].tolist() == [0, -2, -1, 2]
+    assert "'c': 1 values never seen in training ('first')" in notes[0]
+
+
 def test_levels_in_another_type_are_recognised():
     schema = fitted({"c": cycle(1, 2, 3)})
     for values in ([1.0, 3.0, np.nan], ["1", "3", None], np.array([1, 3, 3], np.int8)):

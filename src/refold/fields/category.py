@@ -55,13 +55,14 @@ class Classes(Field):
         """Level of each cell ``[B, K]``, -1 missing and -2 unseen, and remarks on the unseen."""
         codes, notes = [], list[str]()
         for name, levels, kind in zip(self.columns, self.levels, self.types, strict=True):
-            column = _as_type(scalar(columns[name]), arrow_type(kind), name)
+            given = scalar(columns[name])
+            column = _as_type(given, arrow_type(kind), name)
             known = _level_array(levels, arrow_type(kind))
             index = compute.index_in(column, value_set=known)
             code = compute.fill_null(index, -1).to_numpy().astype(np.int64)
-            new = compute.and_(compute.is_valid(column), compute.is_null(index)).to_numpy()
+            new = compute.and_(compute.is_valid(given), compute.is_null(index)).to_numpy()
             codes.append(np.where(new, UNSEEN, code))
-            notes += _unseen(name, column, index)
+            notes += _unseen(name, given, index)
         return np.stack(codes, axis=1), notes
 
     def values(self, codes: NDArray[np.int64]) -> dict[str, Column]:
