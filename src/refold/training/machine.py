@@ -19,7 +19,7 @@ def keep_freed_memory() -> None:
     """Let the process keep up to 256 MiB of freed memory instead of returning it after every step.
 
     A step frees all it allocated. glibc would hand large blocks back to the system and fault every
-    page in again in the next step, which cost a tenth of a step of a 784-128-64-12 network. Other
+    page in again in the next step, which cost some 7 % of a 784-128-64-12 network's training. Other
     C libraries are left alone.
     """
     if not sys.platform.startswith("linux"):
