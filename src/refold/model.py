@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from typing import final
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from refold.backbones import Backbone
+from refold.backbones.base import Skips
+from refold.backbones.tied import matching, tie_pairs
+from refold.errors import InputError
 from refold.fusion import Fusion
 from refold.latents import Latent
 from refold.likelihoods import Likelihood
@@ -64,20 +68,75 @@ class Model(nn.Module):
             return self._scalars[name]
         return self.get_buffer(f"weight{self.names.index(name)}")
 
-    def encode(self, batch: Batch) -> Code:
-        """Code of a batch."""
-        hidden = {k: b.encode(batch.x[k], batch.observed[k]) for k, b in self.backbones.items()}
-        return self.latent(self.fusion.encode(hidden))
+    def set_progress(self, share: float) -> None:
+        """Tell every part with a warm-up which share of the training run has passed."""
+        for part in (self.latent, *self.penalties):
+            part.progress = share
 
-    def decode(self, z: Tensor) -> dict[str, Tensor]:
+    @property
+    def skipping(self) -> tuple[str, ...]:
+        """Fields whose decoder sees more than the code, so that the code alone is not enough."""
+        return tuple(k for k, b in self.backbones.items() if b.skipping)
+
+    def encode(self, batch: Batch) -> tuple[Code, dict[str, Skips]]:
+        """Code of a batch, and by field what its decoder takes from beside the code."""
+        hidden: dict[str, Tensor] = {}
+        skips: dict[str, Skips] = {}
+        for name, backbone in self.backbones.items():
+            hidden[name], skips[name] = backbone.encode(batch.x[name], batch.observed[name])
+        return self.latent(self.fusion.encode(hidden)), skips
+
+    def decode(self, z: Tensor, skips: dict[str, Skips] | None = None) -> dict[str, Tensor]:
         """Likelihood parameters ``{field: [B, P]}`` of codes ``[B, D]``."""
         hidden = self.fusion.decode(z)
-        return {k: b.decode(hidden[k]) for k, b in self.backbones.items()}
+        return {
+            k: b.decode(hidden[k], () if skips is None else skips[k])
+            for k, b in self.backbones.items()
+        }
+
+    def field_costs(
+        self, params: dict[str, Tensor], target: Batch
+    ) -> dict[str, tuple[Tensor, float]]:
+        """Weighted cost of each field: a scalar, and the factor that makes it its mean per row."""
+        return {
+            k: self.likelihoods[k].cost(p, target.x[k], target.observed[k], self.weight(k))
+            for k, p in params.items()
+        }
+
+    def mirrored(self) -> list[tuple[str, str]]:
+        """Names of layers of the encoder and of those of the decoder that mirror them, by module.
+
+        They are in the order of the fields, then the body, each from the outermost pair inwards.
+        """
+        names = {m: name for name, m in self.named_modules()}
+        pairs = [pair for b in (*self.backbones.values(), self.fusion) for pair in b.pairs]
+        return [
+            (names[down.get_submodule(mine)], names[up.get_submodule(other)])
+            for down, up in pairs
+            for mine, other in matching(down, up)
+        ]
+
+    def tie(self, pairs: Sequence[int] | None = None) -> None:
+        """Let layers of the decoder use the weights of those of the encoder they mirror.
+
+        ``pairs`` counts :meth:`mirrored` ones from 0; None ties all. Raises :class:`InputError`,
+        and changes nothing, where two are not of mirrored sizes.
+        """
+        found = self.mirrored()
+        if not found:
+            raise InputError(
+                "there is nothing to tie: the decoder's layers do not mirror the encoder's"
+            )
+        for i in pairs or ():
+            if not 0 <= i < len(found):
+                raise InputError(f"there is no pair {i} to tie; pairs count to {len(found) - 1}")
+        tie_pairs(self, found if pairs is None else [found[i] for i in pairs])
 
     def forward(self, batch: Batch, target: Batch | None = None) -> Output:
         """Run a (corrupted) batch against its clean ``target``, by default itself."""
-        code = self.encode(batch)
-        return Output(self, batch if target is None else target, code, self.decode(code.z))
+        code, skips = self.encode(batch)
+        params = self.decode(code.z, skips)
+        return Output(self, batch if target is None else target, code, params)
 
 
 @dataclass(eq=False)
@@ -116,16 +175,13 @@ class Output:
     def costs(self) -> dict[str, tuple[Tensor, float]]:
         """Every cost by name: a scalar, and the factor that makes it its mean over the batch."""
         m, t = self.model, self.target
-        costs = {
-            k: m.likelihoods[k].cost(p, t.x[k], t.observed[k], m.weight(k))
-            for k, p in self.params.items()
-        }
+        costs = m.field_costs(self.params, t)
         for name, rows in self.code.terms.items():
             costs[_free(name, costs)] = rows.sum(), 1.0 / rows.shape[0]
         for name, value in self.code.aux.items():
             costs[_free(name, costs)] = value, 1.0
         for penalty in m.penalties:
-            for name, value in penalty(m, t, self.code).items():
+            for name, value in penalty(m, t, self.code, self.params).items():
                 costs[_free(name, costs)] = value, 1.0
         return costs
 

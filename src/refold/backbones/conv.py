@@ -2,30 +2,70 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import final
+from collections.abc import Mapping
+from itertools import chain, islice
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
 
-from refold.backbones.base import Backbone, Geometry, register, with_mask
-from refold.backbones.mlp import ACTIVATIONS, initialise
+from refold.backbones.attention import SelfAttention2d
+from refold.backbones.base import (
+    Backbone,
+    Geometry,
+    Pairs,
+    Skips,
+    register,
+    there_and_back,
+    with_mask,
+)
+from refold.backbones.layers import Style
+from refold.backbones.maps import (
+    Enlarge,
+    Level,
+    convolution,
+    laid_out,
+    mirrored,
+    up_resampled,
+    up_transposed,
+)
+from refold.backbones.stages import ConvStage, plain, read, styled
 from refold.errors import InputError, unknown
 
 
 @final
 @register("conv")
 class Conv(Backbone):
-    """Stages of convolutions that halve the image, as in VGG; the decoder doubles it again.
+    r"""Stages of convolutions, as in VGG, and a decoder that undoes them one by one.
 
-    Each stage has ``repeat`` convolutions of ``kernel`` pixels and ends in max pooling by 2
-    (``down="pool"``) or in a convolution of stride 2 (``down="stride"``). ``channels`` names the
-    stages' widths (None: 32, 64, 128 for as many stages as leave at least three pixels a side).
-    Odd sides are rounded up on the way down and restored exactly on the way up, where a stage is
-    a transposed convolution of stride 2 (``up="transpose"``) or nearest upsampling and a
-    convolution (``up="upsample"``). A missing pixel's mask enters as a channel per image channel.
+    ``stages`` lists the stages: numbers of channels, or the options of a :class:`ConvStage`, such
+    as ``{"channels": 8, "kernel": 6, "repeat": 4, "pool": 2}``. All sizes follow from the image's.
+    In place of ``stages``, ``channels`` (None: 32, 64, 128 for as many stages as leave at least
+    three pixels a side) makes stages of ``repeat`` convolutions of ``kernel`` pixels that end in
+    max pooling by 2 (``down="pool"``, always so with ``skips``) or in a stride of 2
+    (``down="stride"``). ``activation``, ``norm``, ``dropout``, ``init`` and ``padding_mode`` hold
+    for every stage that does not say otherwise.
 
-    Source: Simonyan & Zisserman 2014 (arXiv:1409.1556); Odena et al. 2016 for upsampling.
+    The decoder restores every size exactly, odd ones too. ``up="transpose"``: each convolution is
+    met by a transposed one of the same weight shape, its adjoint where padding is zero, and pooling
+    by nearest upsampling; ``up="upsample"``: pooling and strides are met by nearest upsampling,
+    convolutions by convolutions; ``up="flat"``: there is no decoder here, so that the dense body
+    gives the likelihood's parameters.
+
+    ``skips=True`` hands the map before each stage's pooling to the decoder, which meets it at the
+    same scale, as in a U-Net: restoration is better, but a code alone cannot be unfolded.
+    A missing pixel's mask enters as a channel per image channel. Raises :class:`InputError`.
+
+    Source: Simonyan & Zisserman 2014 (arXiv:1409.1556); Masci et al. 2011; Odena et al. 2016 for
+    upsampling; Ronneberger et al. 2015 (arXiv:1505.04597) for skips.
+
+    >>> image = Geometry(shape=(1, 28, 28), sizes=(1,) * 784, params=784, missing=False)
+    >>> spine = Conv(image, stages=({"channels": 8, "kernel": 6, "repeat": 4, "pool": 2}, 16))
+    >>> spine.shapes
+    ((8, 14, 14), (16, 14, 14))
+    >>> h, skips = spine.encode(torch.zeros(5, 1, 28, 28), None)
+    >>> h.shape, spine.decode(h, skips).shape
+    (torch.Size([5, 3136]), torch.Size([5, 784]))
     """
 
     def __init__(
@@ -33,125 +73,218 @@ class Conv(Backbone):
         geometry: Geometry,
         *,
         channels: tuple[int, ...] | None = None,
+        stages: tuple[int | Mapping[str, Any] | ConvStage, ...] | None = None,
         repeat: int = 1,
         kernel: int = 3,
         down: str = "stride",
         up: str = "transpose",
         activation: str = "relu",
         norm: str = "none",
+        dropout: float = 0.0,
+        init: str = "auto",
+        padding_mode: str = "zeros",
+        skips: bool = False,
     ) -> None:
         super().__init__(geometry)
+        if len(geometry.shape) != 3:
+            raise InputError(
+                f"convolutions need images, of channels, height and width; this field's rows have "
+                f"the shape {geometry.shape}: use the backbone 'flat'"
+            )
         if down not in ("pool", "stride"):
             raise unknown("way down", down, ("pool", "stride"))
-        if up not in ("transpose", "upsample"):
-            raise unknown("way up", up, ("transpose", "upsample"))
-        if norm not in ("none", "batch", "group"):
-            raise unknown("norm of a convolution", norm, ("none", "batch", "group"))
-        if activation not in ACTIVATIONS:
-            raise unknown("activation", activation, ACTIVATIONS)
-        if kernel % 2 == 0 or kernel < 1:
-            raise InputError(f"the kernel is {kernel} pixels; it must be odd to keep the centre")
+        if up not in ("transpose", "upsample", "flat"):
+            raise unknown("way up", up, ("transpose", "upsample", "flat"))
+        if stages is not None and (channels, repeat, kernel, down) != (None, 1, 3, "stride"):
+            raise InputError(
+                "give stages or channels, repeat, kernel and down, not both: the latter are short "
+                "for stages, which say these things one by one"
+            )
         self.channels, self.repeat, self.kernel = channels, repeat, kernel
         self.down, self.up, self.activation, self.norm = down, up, activation, norm
-        inputs, height, width = geometry.shape
-        self.widths = channels or default_channels(height, width)
-        self.sides = halvings(height, width, len(self.widths))
-        maps = [inputs * (2 if geometry.missing else 1), *self.widths]
-        self.encoder = nn.Sequential(
-            *(layer for a, b in pairwise(maps) for layer in self._stage_down(a, b))
-        )
-        outputs = geometry.params // (height * width)
-        self.decoder = nn.ModuleList(self._stages_up([outputs, *self.widths]))
+        self.dropout, self.init, self.padding_mode = dropout, init, padding_mode
+        self.skips = skips
+        if stages is None:
+            chosen = channels or default_channels(*geometry.shape[1:])
+            self.described = shorthand(chosen, repeat, kernel, pool=skips or down == "pool")
+        else:
+            self.described = read(ConvStage, stages)
+        self.stages = None if stages is None else plain(stages)
+        self._check_described()
+        style = Style(activation, norm, dropout, init)
+        self._build([(stage, styled(stage, style)) for stage in self.described])
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """Channels, height and width of the map after each stage."""
+        return tuple((level.stage.channels, *level.pooled) for level in self._levels)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each stage."""
+        return tuple(stage.channels for stage in self.described)
 
     @property
     def encoded(self) -> int:
         """Numbers in the last feature map."""
-        height, width = self.sides[-1]
-        return self.widths[-1] * height * width
+        channels, height, width = self.shapes[-1]
+        return channels * height * width
 
     @property
     def decoded(self) -> int:
-        """Numbers in the last feature map."""
-        return self.encoded
+        """Numbers in the last feature map, or the parameters where there is no decoder."""
+        return self.geometry.params if self.up == "flat" else self.encoded
 
-    def encode(self, x: Tensor, visible: Tensor | None) -> Tensor:
+    @property
+    def pairs(self) -> Pairs:
+        """The stages, each with its mirror; none where the body is the decoder."""
+        if self.up == "flat":
+            return ()
+        layers = iter(self.encoder)
+        down = [nn.Sequential(*islice(layers, n)) for n in self._lengths]
+        return tuple(zip(down, reversed(list(self.decoder)), strict=True))
+
+    @property
+    def skipping(self) -> bool:
+        """Whether maps of the encoder go to the decoder."""
+        return self.skips
+
+    def encode(self, x: Tensor, visible: Tensor | None) -> tuple[Tensor, Skips]:
         """Convolve down to the last feature map, flattened."""
-        if self.geometry.missing:
-            x = with_mask(x.flatten(1), visible, self.geometry)
-            x = x.view(len(x), -1, *self.geometry.shape[1:])
-        return self.encoder(x).flatten(1)
+        x = self._shown(x, visible)
+        if not self.skips:
+            return self.encoder(x).flatten(1), ()
+        kept: list[Tensor] = []
+        for layer in self.encoder:
+            if isinstance(layer, nn.MaxPool2d):
+                kept.append(x)
+            x = layer(x)
+        return x.flatten(1), tuple(kept)
 
-    def decode(self, h: Tensor) -> Tensor:
-        """Convolve up to the image's own size, flattened channels first."""
-        h = h.view(len(h), self.widths[-1], *self.sides[-1])
-        for stage, side in zip(self.decoder, reversed(self.sides[:-1]), strict=True):
-            h = stage(h)[..., : side[0], : side[1]]
-        return h.flatten(1)
+    def decode(self, h: Tensor, skips: Skips) -> Tensor:
+        """Convolve up to the image's own size, flattened channels first.
+
+        Raises :class:`InputError` where the encoder's maps are needed and not there.
+        """
+        if self.up == "flat":
+            return h
+        h = h.view(len(h), *self.shapes[-1])
+        return (self._joined(h, skips) if self.skips else self.decoder(h)).flatten(1)
+
+    def outer(self, x: Tensor, visible: Tensor | None, count: int) -> Tensor:
+        """Down ``count`` stages and up again."""
+        return there_and_back(self.pairs[:count], self._shown(x, visible)).flatten(1)
 
     @torch.no_grad()
     def start_at(self, params: Tensor) -> bool:
         """Start the last convolution's bias at each output channel's mean parameter."""
+        if self.up == "flat":
+            return False
         last = [m for m in self.decoder.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
         assert last[-1].bias is not None
         last[-1].bias.copy_(params.view(len(last[-1].bias), -1).mean(1))
         return True
 
-    def _block(self, inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
-        layer = nn.Conv2d(inputs, outputs, self.kernel, stride, self.kernel // 2)
-        initialise(layer, "auto", self.activation)
-        return [layer, *self._after(outputs)]
-
-    def _after(self, channels: int) -> list[nn.Module]:
-        norms = {"batch": nn.BatchNorm2d(channels), "group": nn.GroupNorm(1, channels)}
-        norm: list[nn.Module] = [norms[self.norm]] if self.norm in norms else []
-        return [*norm, ACTIVATIONS[self.activation]()]
-
-    def _stage_down(self, inputs: int, outputs: int) -> list[nn.Module]:
-        layers: list[nn.Module] = []
-        for i in range(self.repeat):
-            strided = self.down == "stride" and i == self.repeat - 1
-            layers += self._block(inputs if i == 0 else outputs, outputs, 2 if strided else 1)
-        if self.down == "pool":
-            layers.append(nn.MaxPool2d(2, ceil_mode=True))
-        return layers
-
-    def _stages_up(self, maps: list[int]) -> list[nn.Module]:
-        stages: list[nn.Module] = []
-        for depth in range(len(maps) - 1, 0, -1):
-            inputs, outputs = maps[depth], maps[depth - 1]
-            layers = [m for _ in range(self.repeat - 1) for m in self._block(inputs, inputs)]
-            layers += self._double(inputs, outputs)
-            if depth > 1:
-                layers += self._after(outputs)
-            stages.append(nn.Sequential(*layers))
-        return stages
-
-    def _double(self, inputs: int, outputs: int) -> list[nn.Module]:
-        if self.up == "upsample":
-            layer = nn.Conv2d(inputs, outputs, self.kernel, padding=self.kernel // 2)
-            initialise(layer, "auto", self.activation)
-            return [nn.Upsample(scale_factor=2.0, mode="nearest"), layer]
-        # Output is one larger than twice the input less the stride's overlap, cut to size after.
-        layer = nn.ConvTranspose2d(
-            inputs, outputs, self.kernel, 2, self.kernel // 2, output_padding=1
+    def _shown(self, x: Tensor, visible: Tensor | None) -> Tensor:
+        """Images, with a channel per image channel that says which pixels are there."""
+        if not self.geometry.missing:
+            return x
+        return with_mask(x.flatten(1), visible, self.geometry).view(
+            len(x), -1, *self.geometry.shape[1:]
         )
-        initialise(layer, "auto", self.activation)
-        return [layer]
+
+    def _joined(self, h: Tensor, skips: Skips) -> Tensor:
+        if not skips:
+            raise InputError(
+                "this model's decoder needs the image itself beside the code (skips=True), so a "
+                "code alone cannot be unfolded; use a backbone without skips"
+            )
+        maps = list(skips)
+        for stage in self.decoder:
+            for layer in cast(nn.Sequential, stage):
+                h = torch.cat([h, maps.pop()], 1) if isinstance(layer, Join) else layer(h)
+        return h
+
+    def _check_described(self) -> None:
+        if not self.described:
+            raise InputError("stages is empty; name one or more, or leave it out")
+        if not self.skips:
+            return
+        if self.up == "flat":
+            raise InputError(
+                "skips=True needs a convolutional decoder to skip to, which up='flat' leaves out; "
+                "use up='transpose' or up='upsample'"
+            )
+        for position, stage in enumerate(self.described, 1):
+            if stage.pool == 1:
+                raise InputError(
+                    f"stage {position} has no pooling, and skips=True hands on the map before each "
+                    f"stage's pooling; set pool=2 in it"
+                )
+
+    def _build(self, stages: list[tuple[ConvStage, Style]]) -> None:
+        inputs, height, width = self.geometry.shape
+        maps = inputs * (2 if self.geometry.missing else 1)
+        self._levels = laid_out(maps, (height, width), stages, self.padding_mode)
+        down = [_stage_down(level) for level in self._levels]
+        self._lengths = tuple(map(len, down))
+        self.encoder = nn.Sequential(*chain.from_iterable(down))
+        if self.up == "flat":
+            return
+        turn = up_transposed if self.up == "transpose" else up_resampled
+        outputs = self.geometry.params // (height * width)
+        back = mirrored(self._levels, outputs, self.skips, self.init)
+        self.decoder = nn.Sequential(
+            *(
+                nn.Sequential(
+                    *_back_to_side(level, self.skips), *(m for step in steps for m in turn(step))
+                )
+                for level, steps in zip(reversed(self._levels), back, strict=True)
+            )
+        )
+
+
+@final
+class Join(nn.Identity):
+    """Marks where a decoder's map is joined by its encoder's."""
 
 
 def default_channels(height: int, width: int) -> tuple[int, ...]:
-    """Widths of at most three stages, as many as leave three pixels on the shorter side."""
+    """Widths of at most three stages, as many as leave three pixels on the shorter side.
+
+    >>> default_channels(28, 28), default_channels(8, 40)
+    ((32, 64, 128), (32, 64))
+    """
     stages = sum(min(height, width) > 2 ** (i + 1) + 1 for i in range(3))
     return (32, 64, 128)[: max(1, stages)]
 
 
-def halvings(height: int, width: int, stages: int) -> list[tuple[int, int]]:
-    """Side lengths before each stage and after the last, rounded up at every halving.
+def shorthand(
+    channels: tuple[int, ...], repeat: int, kernel: int, *, pool: bool
+) -> tuple[ConvStage, ...]:
+    """Return stages that each halve the map, by pooling or by the stride of the last convolution.
 
-    >>> halvings(28, 27, 3)
-    [(28, 27), (14, 14), (7, 7), (4, 4)]
+    >>> shorthand((32, 64), 2, 3, pool=True)[1].pool
+    2
     """
-    sides = [(height, width)]
-    for _ in range(stages):
-        sides.append(((sides[-1][0] + 1) // 2, (sides[-1][1] + 1) // 2))
-    return sides
+    half = {"pool": 2} if pool else {"stride": 2}
+    options = {"repeat": repeat, "kernel": kernel, **half}
+    return read(ConvStage, [{"channels": width, **options} for width in channels])
+
+
+def _stage_down(level: Level) -> list[nn.Module]:
+    modules = [m for step in level.steps for m in convolution(step)]
+    modules += _attention(level.stage)
+    if level.stage.pool > 1:
+        modules.append(nn.MaxPool2d(level.stage.pool, ceil_mode=True))
+    return modules
+
+
+def _back_to_side(level: Level, skips: bool) -> list[nn.Module]:
+    """Return what stands before a stage's convolutions on the way back."""
+    grow = [Enlarge(level.side, level.stage.pool)] if level.pooled != level.side else []
+    return [*grow, *_attention(level.stage), *([Join()] if skips else [])]
+
+
+def _attention(stage: ConvStage) -> list[nn.Module]:
+    return [SelfAttention2d(stage.channels, stage.attention)] if stage.attention else []

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refold.backbones.base import Backbone, Geometry, register, with_mask
+from refold.backbones.base import Backbone, Geometry, Pairs, Skips, register, with_mask
 
 
 @final
@@ -32,13 +32,27 @@ class Flat(Backbone):
         """Return the likelihood's parameters themselves."""
         return self.geometry.params
 
-    def encode(self, x: Tensor, visible: Tensor | None) -> Tensor:
-        """Flatten, and append the mask."""
-        return with_mask(x.flatten(1), visible, self.geometry)
+    @property
+    def pairs(self) -> Pairs:
+        """No layers."""
+        return ()
 
-    def decode(self, h: Tensor) -> Tensor:
+    @property
+    def skipping(self) -> bool:
+        """Nothing passes beside the code."""
+        return False
+
+    def encode(self, x: Tensor, visible: Tensor | None) -> tuple[Tensor, Skips]:
+        """Flatten, and append the mask."""
+        return with_mask(x.flatten(1), visible, self.geometry), ()
+
+    def decode(self, h: Tensor, skips: Skips) -> Tensor:
         """Pass through."""
         return h
+
+    def outer(self, x: Tensor, visible: Tensor | None, count: int) -> Tensor:
+        """Never asked: there are no pairs."""
+        raise AssertionError
 
     def start_at(self, params: Tensor) -> bool:
         """Leave it to the body, whose last layer gives the parameters."""
@@ -76,14 +90,28 @@ class Embed(Backbone):
         """Return the logits themselves."""
         return self.geometry.params
 
-    def encode(self, x: Tensor, visible: Tensor | None) -> Tensor:
+    @property
+    def pairs(self) -> Pairs:
+        """No layers."""
+        return ()
+
+    @property
+    def skipping(self) -> bool:
+        """Nothing passes beside the code."""
+        return False
+
+    def encode(self, x: Tensor, visible: Tensor | None) -> tuple[Tensor, Skips]:
         """Look up each column's class; -1 is the row before its first."""
         classes = (x if visible is None else x.masked_fill(~visible, -1)).clamp_min(-1)
-        return F.embedding(classes + self.offset, self.table).flatten(1)
+        return F.embedding(classes + self.offset, self.table).flatten(1), ()
 
-    def decode(self, h: Tensor) -> Tensor:
+    def decode(self, h: Tensor, skips: Skips) -> Tensor:
         """Pass through."""
         return h
+
+    def outer(self, x: Tensor, visible: Tensor | None, count: int) -> Tensor:
+        """Never asked: there are no pairs."""
+        raise AssertionError
 
     def start_at(self, params: Tensor) -> bool:
         """Leave it to the body, whose last layer gives the logits."""

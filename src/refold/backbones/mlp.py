@@ -1,50 +1,39 @@
-"""Dense layers: widths in, a stack out."""
+"""Dense layers: widths or stages in, a stack out, and its mirror."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from refold.errors import unknown
-
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": lambda: nn.ReLU(inplace=True),
-    "leaky_relu": lambda: nn.LeakyReLU(0.01),
-    "elu": nn.ELU,
-    "selu": nn.SELU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-    "identity": nn.Identity,
-}
-NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "none": lambda width: nn.Identity(),
-    "batch": nn.BatchNorm1d,
-    "layer": nn.LayerNorm,
-    "group": lambda width: nn.GroupNorm(next(g for g in (8, 4, 2, 1) if width % g == 0), width),
-}
-INITS: tuple[str, ...] = ("auto", "xavier", "he", "orthogonal")
+from refold.backbones.layers import Residual, Style, finished, initialise
+from refold.backbones.stages import Dense, DenseStage, read, styled
+from refold.errors import InputError
 
 
 class Mlp(nn.Sequential):
     """Linear layers of the given ``widths``, each followed by norm, activation and dropout.
 
-    With ``final``, a last linear layer of that width stands alone after them.
+    An entry of ``widths`` is a width, or a stage with options of its own: a mapping or a
+    :class:`DenseStage`. With ``final``, a last linear layer of that width stands alone after them.
 
     ``init="auto"`` draws He's weights for rectifiers (He et al. 2015), LeCun's for SELU, Glorot's
     otherwise (Glorot & Bengio 2010); ``norm="weight"`` normalises the weights themselves.
 
+    Raises :class:`InputError` that names the stage.
+
+    >>> import torch
     >>> Mlp(784, (128, 64))(torch.zeros(2, 784)).shape
     torch.Size([2, 64])
+    >>> len(Mlp(784, (128, {"width": 64, "repeat": 3, "residual": True})).layers)
+    4
     """
 
     def __init__(
         self,
         inputs: int,
-        widths: Sequence[int],
+        widths: Sequence[Dense],
         *,
         final: int | None = None,
         activation: str = "relu",
@@ -52,18 +41,22 @@ class Mlp(nn.Sequential):
         dropout: float = 0.0,
         init: str = "auto",
     ) -> None:
-        layers: list[nn.Module] = []
+        default = Style(activation, norm, dropout, init)
+        modules: list[nn.Module] = []
+        self.layers = expanded(inputs, read(DenseStage, widths))
         self.outputs = inputs
-        for width in widths:
-            layers += stage(self.outputs, width, activation, norm, dropout, init)
-            self.outputs = width
+        for layer in self.layers:
+            linear = nn.Linear(self.outputs, layer.width, bias=layer.bias)
+            built = finished(linear, styled(layer, default))
+            modules += [Residual(*built)] if layer.residual else built
+            self.outputs = layer.width
         if final is not None:
             last = nn.Linear(self.outputs, final)
             if init != "auto":  # torch's own draw is smaller, and starts closer to the bias
                 initialise(last, init, "identity")
-            layers.append(last)
+            modules.append(last)
             self.outputs = final
-        super().__init__(*layers)
+        super().__init__(*modules)
 
     @property
     def last(self) -> nn.Linear:
@@ -73,43 +66,34 @@ class Mlp(nn.Sequential):
         return layer
 
 
-def stage(
-    inputs: int, outputs: int, activation: str, norm: str, dropout: float, init: str
-) -> list[nn.Module]:
-    """Return the modules of one dense layer, without those that would do nothing."""
-    if activation not in ACTIVATIONS:
-        raise unknown("activation", activation, ACTIVATIONS)
-    if norm not in (*NORMS, "weight"):
-        raise unknown("norm", norm, (*NORMS, "weight"))
-    linear = nn.Linear(inputs, outputs)
-    initialise(linear, init, activation)
-    layers: list[nn.Module] = [
-        nn.utils.parametrizations.weight_norm(linear) if norm == "weight" else linear
-    ]
-    if norm not in ("none", "weight"):
-        layers.append(NORMS[norm](outputs))
-    layers.append(ACTIVATIONS[activation]())
-    if dropout:
-        layers.append(nn.Dropout(dropout))
-    return layers
+def expanded(inputs: int, stages: Sequence[DenseStage]) -> tuple[DenseStage, ...]:
+    """Return one stage per layer; ``residual`` then says whether that layer has a skip.
+
+    >>> [layer.residual for layer in expanded(5, [DenseStage(8, repeat=2, residual=True)])]
+    [False, True]
+    """
+    layers: list[DenseStage] = []
+    for position, stage in enumerate(stages, 1):
+        keeps = [stage.width == (inputs if i == 0 else stage.width) for i in range(stage.repeat)]
+        if stage.residual and not any(keeps):
+            raise InputError(
+                f"stage {position} is residual, but its one layer goes from {inputs} to "
+                f"{stage.width} numbers and an identity skip needs equal widths; set repeat=2"
+            )
+        layers += [replace(stage, repeat=1, residual=stage.residual and keep) for keep in keeps]
+        inputs = stage.width
+    return tuple(layers)
 
 
-@torch.no_grad()
-def initialise(
-    layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, init: str, activation: str
-) -> None:
-    """Draw a layer's weights by the rule ``init`` for the activation that follows; bias zero."""
-    if init not in INITS:
-        raise unknown("initialisation", init, INITS)
-    weight: Tensor = layer.weight
-    rectifier = activation in ("relu", "leaky_relu", "elu", "gelu", "silu")
-    if init == "orthogonal":
-        nn.init.orthogonal_(weight, gain=2**0.5 if rectifier else 1.0)
-    elif init == "he" or (init == "auto" and rectifier):
-        nn.init.kaiming_normal_(weight, nonlinearity="relu")
-    elif init == "auto" and activation == "selu":
-        nn.init.kaiming_normal_(weight, nonlinearity="linear")
-    else:
-        nn.init.xavier_normal_(weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+def mirrored(layers: Sequence[DenseStage]) -> tuple[DenseStage, ...]:
+    """Return the layers that lead back from the code through the same widths.
+
+    What follows the weights (activation, norm, dropout) belongs to a width, so each width keeps
+    its own; a skip belongs to the map between two widths, so it moves with the map.
+
+    >>> there = expanded(5, [DenseStage(4), DenseStage(4, residual=True), DenseStage(3)])
+    >>> [(layer.width, layer.residual) for layer in mirrored(there)]
+    [(3, False), (4, False), (4, True)]
+    """
+    skips = [*(layer.residual for layer in layers[1:]), False]
+    return tuple(replace(layer, residual=skips[i]) for i, layer in enumerate(layers))[::-1]
