@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from refold.backbones import backbones
 from refold.backbones.base import Geometry
+from refold.backbones.tied import tie_pairs
 from refold.data.schema import Schema
 from refold.fusion import fusions
 from refold.latents import latents
@@ -22,7 +24,8 @@ class ModelSpec:
     """Everything that decides a model's modules, apart from the data's schema.
 
     ``backbones`` and ``likelihoods`` are specs by field name, ``weights`` one number per field or
-    one per entry, ``size`` the size of the code.
+    one per entry, ``size`` the size of the code; ``ties`` names pairs of the model's layers of
+    which the second uses the first one's weight.
     """
 
     latent: PartSpec
@@ -33,11 +36,13 @@ class ModelSpec:
     weights: Mapping[str, tuple[float, ...]]
     corruption: PartSpec | None = None
     penalties: tuple[PartSpec, ...] = field(default=())
+    ties: tuple[tuple[str, str], ...] = ()
 
     def build(self, schema: Schema) -> Model:
         """Make the modules, with fresh parameters drawn from torch's global generator."""
         heads = {
-            k: likelihoods.build(self.likelihoods[k], f.sizes) for k, f in schema.fields.items()
+            k: likelihoods.build(self.likelihoods[k], f.sizes, f.shape)
+            for k, f in schema.fields.items()
         }
         spines = {
             k: backbones.build(
@@ -56,10 +61,15 @@ class ModelSpec:
         extra = tuple(penalties.build(p) for p in self.penalties)
         model = Model(spines, fusion, latent, heads, extra)
         model.weigh(dict(self.weights))
+        tie_pairs(model, self.ties)
         return model
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values; parts are written in their own small language."""
+        """Return plain values; parts are written in their own small language.
+
+        A penalty that holds a network of the user's is left out: it is needed to train, not to use
+        a model.
+        """
         return {
             "latent": part_json(self.latent),
             "size": self.size,
@@ -68,7 +78,8 @@ class ModelSpec:
             "likelihoods": {k: part_json(p) for k, p in self.likelihoods.items()},
             "weights": {k: list(w) for k, w in self.weights.items()},
             "corruption": None if self.corruption is None else part_json(self.corruption),
-            "penalties": [part_json(p) for p in self.penalties],
+            "penalties": [part_json(p) for p in self.penalties if is_plain(p)],
+            "ties": [list(pair) for pair in self.ties],
         }
 
     @classmethod
@@ -83,7 +94,17 @@ class ModelSpec:
             {k: tuple(w) for k, w in values["weights"].items()},
             None if values["corruption"] is None else part_from_json(values["corruption"]),
             tuple(part_from_json(p) for p in values["penalties"]),
+            tuple((mine, other) for mine, other in values.get("ties", ())),
         )
+
+
+def is_plain(spec: PartSpec) -> bool:
+    """Whether JSON can hold a part's options: not where one is a network of the user's."""
+    try:
+        json.dumps(dict(spec.options))
+    except TypeError:
+        return False
+    return True
 
 
 def part_json(spec: PartSpec) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class Field(ABC):
             )
         if not self.weight > 0:
             raise InputError(f"a field's weight is {self.weight}; it must be above 0")
-        return likelihoods.build(spec, self.sizes)
+        return likelihoods.build(spec, self.sizes, self.shape)
 
     def __str__(self) -> str:
         """Write the user's own options in the parts' small language."""

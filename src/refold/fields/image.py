@@ -34,7 +34,7 @@ class Image(Field):
 
     block: ClassVar[bool] = True
     native: ClassVar[str] = "mse"
-    allowed: ClassVar[tuple[str, ...]] = ("mse", "l1", "huber", "gaussian", "bernoulli")
+    allowed: ClassVar[tuple[str, ...]] = ("mse", "l1", "huber", "gaussian", "bernoulli", "ssim")
     smooth: ClassVar[bool] = True
     height: int = 0
     width: int = 0

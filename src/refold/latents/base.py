@@ -21,6 +21,10 @@ class Latent(nn.Module, ABC):
 
     generative: ClassVar[bool] = False
     """Whether codes follow a known prior, so that :meth:`sample` can draw new ones."""
+    ordered: ClassVar[bool] = False
+    """Whether any prefix of the code is a code of a smaller model."""
+    progress: float = 1.0
+    """Share of the training run that has passed; costs with a warm-up read it while training."""
 
     def __init__(self, size: int) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ from refold.likelihoods.base import Likelihood, likelihoods, register
 from refold.likelihoods.bernoulli import Bernoulli
 from refold.likelihoods.categorical import Categorical, SegmentedCategorical
 from refold.likelihoods.numbers import Gaussian, Huber, Laplace, SquaredError
+from refold.likelihoods.structure import StructuralSimilarity
 
 __all__ = [
     "Bernoulli",
@@ -14,6 +15,7 @@ __all__ = [
     "Likelihood",
     "SegmentedCategorical",
     "SquaredError",
+    "StructuralSimilarity",
     "likelihoods",
     "register",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,15 @@ class Likelihood(nn.Module, ABC):
 
     ``params`` is ``[B, P]`` with ``P = self.width``; targets are ``[B, *shape]`` and are read
     flat, as ``[B, E]``. ``sizes`` holds the number of levels of each entry for classes, and a one
-    per entry for numbers.
+    per entry for numbers; ``shape`` is that of one target, for those who need to know neighbours.
     """
 
-    def __init__(self, sizes: tuple[int, ...]) -> None:
+    contextual: ClassVar[bool] = False
+    """Whether an entry's cost depends on other entries, so that missing ones must be filled in."""
+
+    def __init__(self, sizes: tuple[int, ...], shape: tuple[int, ...] = ()) -> None:
         super().__init__()
-        self.sizes = sizes
+        self.sizes, self.shape = sizes, shape
 
     @property
     def entries(self) -> int:
@@ -79,6 +83,8 @@ class Likelihood(nn.Module, ABC):
         self, params: Tensor, x: Tensor, observed: Tensor | None, weight: Tensor | float
     ) -> Tensor:
         """Weighted :meth:`cells`, ``[B, E]``, zero where not observed."""
+        if self.contextual and observed is not None:
+            x = torch.where(observed, x.flatten(1), self.point(params).detach()).view_as(x)
         cells = self.cells(params, x)
         cells = cells if observed is None else cells.masked_fill(~observed, 0.0)
         return cells if isinstance(weight, float) and weight == 1.0 else cells * weight

@@ -74,8 +74,8 @@ class Categorical(Likelihood):
     segment: Tensor
     offset: Tensor
 
-    def __init__(self, sizes: tuple[int, ...]) -> None:
-        super().__init__(sizes)
+    def __init__(self, sizes: tuple[int, ...], shape: tuple[int, ...] = ()) -> None:
+        super().__init__(sizes, shape)
         counts = torch.tensor(sizes)
         self.register_buffer(
             "segment", torch.repeat_interleave(torch.arange(len(sizes)), counts), persistent=False

@@ -125,8 +125,10 @@ class Huber(Location):
     tensor([[2.5000]])
     """
 
-    def __init__(self, sizes: tuple[int, ...], *, delta: float = 1.0) -> None:
-        super().__init__(sizes)
+    def __init__(
+        self, sizes: tuple[int, ...], shape: tuple[int, ...] = (), *, delta: float = 1.0
+    ) -> None:
+        super().__init__(sizes, shape)
         if not delta > 0:
             raise InputError(f"huber's delta is {delta}; it must be above 0")
         self.delta = delta
@@ -175,9 +177,14 @@ class Gaussian(Location):
     """
 
     def __init__(
-        self, sizes: tuple[int, ...], *, variance: str = "shared", floor: float = -4.0
+        self,
+        sizes: tuple[int, ...],
+        shape: tuple[int, ...] = (),
+        *,
+        variance: str = "shared",
+        floor: float = -4.0,
     ) -> None:
-        super().__init__(sizes)
+        super().__init__(sizes, shape)
         if variance not in ("shared", "predicted"):
             raise InputError(f"variance is '{variance}'; expected 'shared' or 'predicted'")
         self.variance, self.floor = variance, floor

@@ -1,5 +1,8 @@
 """Costs that need the whole model, not only the code: one idea, one file."""
 
 from refold.penalties.base import Penalty, penalties, register
+from refold.penalties.codes import Decorrelation
+from refold.penalties.perceptual import Perceptual
+from refold.penalties.weights import Orthogonality
 
-__all__ = ["Penalty", "penalties", "register"]
+__all__ = ["Decorrelation", "Orthogonality", "Penalty", "Perceptual", "penalties", "register"]

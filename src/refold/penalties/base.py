@@ -13,9 +13,17 @@ from refold.types import Batch, Code
 class Penalty(nn.Module, ABC):
     """A cost that needs the model itself or networks of its own; all arguments are keyword-only."""
 
+    progress: float = 1.0
+    """Share of the training run that has passed; costs with a warm-up read it while training."""
+
     @abstractmethod
-    def forward(self, model: nn.Module, batch: Batch, code: Code) -> dict[str, Tensor]:
-        """Scalar costs of a batch by name; each is added to the objective and logged."""
+    def forward(
+        self, model: nn.Module, batch: Batch, code: Code, params: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Scalar costs of a batch by name; each is added to the objective and logged.
+
+        ``batch`` is the clean target, ``params`` ``{field: [B, P]}`` what the decoder gave.
+        """
 
 
 penalties: Registry[Penalty] = Registry("penalty")
