@@ -132,7 +132,7 @@ def test_epoch_losses_are_means_over_rows_however_short_the_last_batch():
 def test_an_epoch_sees_every_row_once():
     rows = assembled(data(n=70), latent=2)[1]
     stream = loop.batches(rows, 16, torch.Generator().manual_seed(0))
-    epochs = [torch.cat([next(stream).x["x"] for _ in range(5)]) for _ in range(2)]
+    epochs = [torch.cat([rows.x["x"][next(stream)] for _ in range(5)]) for _ in range(2)]
     for epoch in epochs:
         assert torch.equal(epoch.sort(0).values, rows.x["x"].sort(0).values)
     assert not torch.equal(*epochs)
@@ -200,7 +200,7 @@ def test_an_interruption_keeps_the_best_so_far(monkeypatch):
 def test_numbers_out_of_range_name_the_term():
     model, rows, _ = assembled(data(), latent=2, hidden=(4,))
     rows.x["x"][0, 0] = float("nan")
-    with pytest.raises(InputError, match=r"valid_x.*smaller lr"):
+    with pytest.raises(InputError, match=r"step 0, in the cost of .x. \(first in layer fusion"):
         loop.fit(model, rows, rows, Plan.choose(203, epochs=1))
 
 
@@ -222,18 +222,6 @@ def test_denoising_scores_against_the_clean_rows():
     expected = np.square(rows - rows @ wiener).sum(1).mean() + np.square(wiener).sum()
     reached = min(2 * row["valid_loss"] for row in noisy.history_)
     assert reached == pytest.approx(expected, rel=0.1)
-
-
-@pytest.mark.parametrize("name", sorted(corruptions))
-def test_corruptions_follow_their_generator_and_leave_the_target(name):
-    rows = assembled(data(), latent=2)[1]
-    before = rows.x["x"].clone()
-    corrupt = corruptions[name]()
-    one, two = (corrupt(rows, torch.Generator().manual_seed(4)) for _ in range(2))
-    other = corrupt(rows, torch.Generator().manual_seed(5))
-    assert torch.equal(one.x["x"], two.x["x"])
-    assert not torch.equal(one.x["x"], other.x["x"])
-    assert torch.equal(rows.x["x"], before)
 
 
 def test_masking_hides_an_exact_share_and_noise_has_its_moments():

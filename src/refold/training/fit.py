@@ -7,27 +7,58 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from typing import Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from refold.data.corruptions import Corruption
 from refold.errors import InputError
-from refold.model import Model
+from refold.training.checks import first_broken_layer, gradient_norms
 from refold.training.machine import fitting_threads, keep_freed_memory
 from refold.training.plan import Plan
-from refold.types import Batch
+from refold.types import Batch, Code
 
 Row = dict[str, float]
 VALIDATION_ROWS = 8192  # rows in one forward pass of the evaluation
 
 
+class Outcome(Protocol):
+    """What a forward pass gives the loop: costs as (scalar, factor), and the code if there is one.
+
+    A cost's mean over the batch is its scalar times its factor.
+    """
+
+    code: Code | None
+
+    @property
+    def costs(self) -> dict[str, tuple[Tensor, float]]:
+        """Every cost by name."""
+        ...
+
+
+class Trainable(Protocol):
+    """What the loop can train: a module from a batch and its clean target to an outcome."""
+
+    def __call__(self, batch: Batch, target: Batch) -> Outcome:
+        """Run a (corrupted) batch against its clean target."""
+        ...
+
+    def set_progress(self, share: float) -> None:
+        """Take note of the share of the run that has passed."""
+        ...
+
+
 @dataclass
 class Run:
-    """What training left behind: one history row per evaluation, and how it ended."""
+    """What training left behind: one history row per evaluation, and how it ended.
+
+    ``phases`` names the parts of a run that had several; a row's ``phase`` counts them from 0.
+    """
 
     history: list[Row] = field(default_factory=list[Row])
+    phases: tuple[str, ...] = ()
     best: Row = field(default_factory=dict[str, float])
     stopped: str = "the budget was used"
     seconds: float = 0.0
@@ -48,11 +79,13 @@ Watch = Callable[[Progress], None]
 
 
 def fit(
-    model: Model,
+    model: nn.Module,
     train: Batch,
     held_out: Batch | None,
     plan: Plan,
     *,
+    inputs: Batch | None = None,
+    held_inputs: Batch | None = None,
     corruption: Corruption | None = None,
     seed: int = 0,
     bfloat16: bool = False,
@@ -61,15 +94,19 @@ def fit(
     """Train ``model`` in place, and leave it with the weights that did best on ``held_out``.
 
     An epoch is one seeded permutation of the rows, selected batch by batch on their device;
-    losses stay there until an evaluation reads them. History has a row per evaluation, the first
-    before any step: means over the rows of every term, in training and held out. Ctrl-C ends the
-    run as an evaluation would. A loss that is no number ends it with an :class:`InputError`.
+    losses stay there until an evaluation reads them. ``inputs`` and ``held_inputs`` are what the
+    model sees in place of the rows themselves, which stay the target. History has a row per
+    evaluation, the first before any step: means over the rows of every term, in training and held
+    out, the norm of each layer's gradient in the last step, and how many units of the code were
+    zero in every held-out row. Ctrl-C ends the run as an evaluation would. A loss that is no number
+    ends it with an :class:`InputError` that names the term and the layer.
     """
     device = next(iter(train.x.values())).device
     draw = torch.Generator(device).manual_seed(seed)
     shuffle = torch.Generator().manual_seed(seed)
+    trained = cast("Trainable", model)
     optimizer = plan.make_optimizer(model)
-    parameters = list(model.parameters())
+    parameters = [p for p in model.parameters() if p.requires_grad]
     # Entering autocast costs as much as a small layer, even where it does nothing.
     autocast = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
     rates, tick = plan.rates(), plan.tick
@@ -79,7 +116,7 @@ def fit(
     set_rate(optimizer, rates[0])
     best: dict[str, Tensor] = {}
     totals = Totals()
-    judged = held_out if held_out is not None else train
+    judged, judged_inputs = (train, inputs) if held_out is None else (held_out, held_inputs)
 
     def evaluated() -> bool:
         """Write a history row, keep the best weights; False when patience is over."""
@@ -88,14 +125,16 @@ def fit(
         row["lr"] = optimizer.param_groups[0]["lr"]
         fitted, totals = totals.means(), Totals()
         row |= {f"train_{k}": v for k, v in fitted.items()}
-        held = evaluate(model, judged, corruption, seed)
-        row |= {f"valid_{k}": v for k, v in held.items()}
+        held = evaluate(model, judged, corruption, seed, judged_inputs)
+        row |= {f"valid_{k}": v for k, v in held.items() if k != "dead_units"}
+        row |= {k: v for k, v in held.items() if k == "dead_units"}
+        row |= {f"grad_{k}": v for k, v in gradient_norms(model).items()}
         row["seconds"] = time.perf_counter() - began
-        refuse_nan(row, model)
+        refuse_nan(row, model, judged)
         model.train()
         run.history.append(row)
         least = run.best.get("valid_loss", float("inf"))
-        clearly = not run.best or row["valid_loss"] < least - 1e-5 * abs(least)
+        clearly = not run.best or row["valid_loss"] < least - plan.min_delta * abs(least)
         waited = 0 if clearly else waited + 1
         if row["valid_loss"] < least:
             run.best = row
@@ -114,13 +153,16 @@ def fit(
         keep_freed_memory()
     try:
         with fitting_threads(model, plan.batch_size):
+            trained.set_progress(0.0)
             evaluated()
-            for clean in batches(train, plan.batch_size, shuffle):
+            for index in batches(train, plan.batch_size, shuffle):
                 if step >= plan.steps:
                     break
-                batch = clean if corruption is None else corruption(clean, draw)
+                clean = train.rows(index)
+                batch = clean if inputs is None else inputs.rows(index)
+                batch = batch if corruption is None else corruption(batch, draw)
                 with autocast:
-                    costs = model(batch, clean).costs
+                    costs = trained(batch, clean).costs
                 for parameter in parameters:
                     parameter.grad = None
                 # Each cost is a root with its factor as seed: no node scales them or adds them up.
@@ -132,6 +174,7 @@ def fit(
                 optimizer.step()
                 step += 1
                 if step % tick == 0:
+                    trained.set_progress(step / plan.steps)
                     if plateau is None:
                         set_rate(optimizer, rates[step // tick])
                     notify(None)
@@ -140,6 +183,7 @@ def fit(
                     break
     except KeyboardInterrupt:
         run.stopped = "interrupted"
+    trained.set_progress(1.0)
     if best:
         model.load_state_dict(best)
     if plan.steps == 0:
@@ -149,12 +193,11 @@ def fit(
     return run
 
 
-def batches(rows: Batch, size: int, shuffle: torch.Generator) -> Iterator[Batch]:
-    """Batches for ever: each epoch is one permutation, selected by index on the rows' device."""
+def batches(rows: Batch, size: int, shuffle: torch.Generator) -> Iterator[Tensor]:
+    """Positions of batches for ever, on the rows' device: each epoch is one permutation."""
     device = next(iter(rows.x.values())).device
     while True:
-        for index in torch.randperm(len(rows), generator=shuffle).to(device).split(size):
-            yield rows.rows(index)
+        yield from torch.randperm(len(rows), generator=shuffle).to(device).split(size)
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:
@@ -189,27 +232,48 @@ class Totals:
 
 
 @torch.no_grad()
-def evaluate(model: Model, rows: Batch, corruption: Corruption | None, seed: int) -> Row:
-    """Mean over the rows of the loss and of every term, with one fixed draw of the corruption."""
+def evaluate(
+    model: nn.Module,
+    rows: Batch,
+    corruption: Corruption | None,
+    seed: int,
+    inputs: Batch | None = None,
+) -> Row:
+    """Mean over the rows of the loss and of every term, with one fixed draw of the corruption.
+
+    ``dead_units`` counts the entries of the code that are zero in every row.
+    """
     model.eval()
     totals = Totals()
     device = next(iter(rows.x.values())).device
     draw = torch.Generator(device).manual_seed(seed + 1)
+    alive: Tensor | None = None
     for start in range(0, len(rows), VALIDATION_ROWS):
-        clean = rows.rows(slice(start, start + VALIDATION_ROWS))
-        output = model(clean if corruption is None else corruption(clean, draw), clean)
+        part = slice(start, start + VALIDATION_ROWS)
+        clean = rows.rows(part)
+        batch = clean if inputs is None else inputs.rows(part)
+        output: Outcome = model(batch if corruption is None else corruption(batch, draw), clean)
         totals.add(output.costs, len(clean))
-    return totals.means()
+        if output.code is not None:
+            active = (output.code.z != 0).any(0)
+            alive = active if alive is None else alive | active
+    means = totals.means()
+    return means if alive is None else {**means, "dead_units": float((~alive).sum())}
 
 
-def refuse_nan(row: Row, model: Model) -> None:
-    """Raise for a loss that is no number, naming the terms that are not and the parameters."""
-    wrong = [k for k, v in row.items() if v != v or abs(v) == float("inf")]
+def refuse_nan(row: Row, model: nn.Module, rows: Batch) -> None:
+    """Raise for a loss that is no number, naming the field or term and the layer to blame."""
+    wrong = [
+        k for k, v in row.items()
+        if k.startswith(("train_", "valid_")) and (v != v or abs(v) == float("inf"))
+    ]  # fmt: skip
     if not wrong:
         return
-    broken = [k for k, p in model.named_parameters() if not torch.isfinite(p).all()][:3]
-    where = f" (parameters: {', '.join(broken)})" if broken else ""
+    terms = dict.fromkeys(k.partition("_")[2] for k in wrong)
+    terms.pop("loss", None)
+    layer = first_broken_layer(model, rows.rows(slice(0, VALIDATION_ROWS)))
+    where = "" if layer is None else f" (first in layer {layer})"
     raise InputError(
-        f"training left the range of numbers at step {row['step']:.0f}: {', '.join(wrong)}{where}; "
-        f"use a smaller lr"
+        f"training left the range of numbers at step {row['step']:.0f}, in the cost of "
+        f"{' and '.join(repr(t) for t in terms) or 'a batch'}{where}; use a smaller lr"
     )

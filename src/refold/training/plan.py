@@ -65,7 +65,8 @@ class Plan:
     """Lengths and rates of one training run.
 
     ``steps`` in total; an evaluation every ``period`` steps; ``patience`` evaluations without an
-    improvement end the run (None: never).
+    improvement end the run (None: never). An improvement is one by more than the share
+    ``min_delta`` of the loss.
     """
 
     batch_size: int
@@ -76,6 +77,7 @@ class Plan:
     optimizer: PartSpec
     schedule: str
     patience: int | None
+    min_delta: float = 1e-5
 
     @classmethod
     def choose(
@@ -88,6 +90,7 @@ class Plan:
         optimizer: str = "adamw",
         schedule: str | None = None,
         patience: int | None = None,
+        min_delta: float = 1e-5,
     ) -> Plan:
         """Fill in what was not given for ``rows`` training rows.
 
@@ -114,6 +117,7 @@ class Plan:
             batch, steps, period, per_epoch, 2e-3 if lr is None else lr, given,
             schedule or "cosine",
             patience if patience is not None else max(5, evaluations // 4),
+            min_delta,
         )  # fmt: skip
 
     def without_steps(self) -> Plan:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from refold.backbones import Flat
 from refold.fields import Field
-from refold.latents import Plain
+from refold.latents import Nested, Plain
 from refold.likelihoods import Likelihood
 from refold.likelihoods.numbers import Location, SquaredError
 from refold.model import Model
@@ -81,7 +81,7 @@ def baseline(head: Likelihood, x: Tensor, observed: Tensor | None) -> Tensor:
     """Mean cost ``[E]`` per observed entry of predicting a constant, on at most 20,000 rows."""
     step = -(-len(x) // SAMPLE)
     x, observed = x[::step], None if observed is None else observed[::step]
-    if isinstance(head, Location):
+    if isinstance(head, Location) and not head.contextual:
         # Densities of numbers have no zero; half the variance is their cost in any unit.
         marginal = head.marginal(x, observed)[: head.entries]
         cells = (x.flatten(1) - marginal).double().square() * 0.5
@@ -108,7 +108,7 @@ def can_start_pca(model: Model) -> bool:
     """Whether a linear path leads from numbers to the code and from the code to their means."""
     return (
         model.fusion.linear_path() is not None
-        and isinstance(model.latent, Plain)
+        and isinstance(model.latent, Plain | Nested)
         and all(isinstance(b, Flat) for b in model.backbones.values())
         and all(
             isinstance(h, Location) and h.width == h.entries for h in model.likelihoods.values()
@@ -121,6 +121,7 @@ def solved_by_pca(model: Model, rows: Batch) -> bool:
     path = model.fusion.linear_path()
     return (
         can_start_pca(model)
+        and isinstance(model.latent, Plain)
         and path is not None
         and not path.beside
         and not model.penalties
