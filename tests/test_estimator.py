@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+import torch
 from sklearn.base import clone
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
@@ -162,7 +163,7 @@ def test_the_code_size_is_chosen_from_the_data_and_said():
         ({"weights": {"y": 2.0}}, "unknown field in weights"),
         ({"penalties": ["contractive"]}, "unknown penalty"),
         ({"fields": {"z": "numeric"}}, "unknown column 'z'"),
-        ({"hidden": (0,)}, "hidden widths"),
+        ({"hidden": (0,)}, "stage 1: width is 0"),
     ],
 )
 def test_bad_options_are_sentences(options, message):
@@ -283,3 +284,18 @@ def test_no_rows_and_another_tables_rows_are_sentences():
         ae.anomalies(X.head(0))
     with pytest.raises(refold.InputError, match="none of the columns"):
         ae.transform(X[["a", "b"]].rename(columns=str.upper))
+
+
+def test_a_model_trained_with_a_network_of_the_users_is_saved_without_it(tmp_path):
+    torch.manual_seed(0)
+    images = np.random.default_rng(0).random((60, 8, 8)).astype(np.float32)
+    network = torch.nn.Conv2d(1, 2, 3)
+    ae = refold.Autoencoder(
+        3, penalties=(refold.penalties.Perceptual(network=network, weight=10.0),), epochs=2
+    ).fit(images)
+    assert ae.history_[-1]["valid_perceptual"] > 0
+    ae.save(tmp_path / "m")
+    again = refold.load(tmp_path / "m")
+    assert np.array_equal(again.reconstruct(images), ae.reconstruct(images))
+    with pytest.raises(refold.InputError, match="network='Conv2d' does not suit"):
+        again.fit(images)

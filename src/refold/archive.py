@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from refold.backbones.tied import ties
 from refold.data.corruptions import Corruption, corruptions
 from refold.data.schema import Schema
 from refold.fields import Field
@@ -33,11 +35,15 @@ def pack(ae: Autoencoder) -> Saved:
         "refold": VERSION,
         "params": {k: _plain(v) for k, v in ae.get_params(deep=False).items()},
         "recipe": ae.recipe_,
-        "spec": ae.spec_.to_json(),
+        "spec": dataclasses.replace(ae.spec_, ties=ties(ae.model_)).to_json(),
         "schema": ae.schema_.to_json(),
         "plan": ae.plan_.to_json(),
         "quality": dataclasses.asdict(ae.quality_),
-        "run": {"stopped": ae.run_.stopped, "seconds": ae.run_.seconds},
+        "run": {
+            "stopped": ae.run_.stopped,
+            "seconds": ae.run_.seconds,
+            "phases": list(ae.run_.phases),
+        },
         "reasons": list(ae.reasons_),
         "notes": list(ae.notes_),
         "rows": ae.n_rows_,
@@ -46,6 +52,7 @@ def pack(ae: Autoencoder) -> Saved:
         "feature_names": [str(n) for n in getattr(ae, "feature_names_in_", ())],
     }
     weights = {k: v.cpu() for k, v in ae.model_.state_dict().items()}
+    config["turned"] = [k for k, v in weights.items() if v.ndim == 2 and not v.is_contiguous()]
     calibration = ae.calibration_.tensors()
     return Saved(config, weights, ae.history_, calibration)
 
@@ -64,14 +71,25 @@ def unpack(saved: Saved, ae: Autoencoder) -> None:
     with torch.random.fork_rng([]):
         ae.model_ = ae.spec_.build(ae.schema_)
     ae.model_.load_state_dict(dict(saved.weights))
+    for name in config.get("turned", ()):
+        # A weight that was untied lies in memory as its transpose did, and so rounds the same.
+        weight = ae.model_.get_parameter(name)
+        weight.data = weight.data.t().contiguous().t()
     ae.model_.eval()
     if ae.device == "auto" and torch.cuda.is_available():
         ae.model_.to("cuda")
     ae.plan_ = Plan.from_json(config["plan"])
-    ae.quality_ = Quality(**config["quality"])
+    judged: dict[str, Any] = {"curve": [], **config["quality"]}
+    judged["curve"] = tuple(tuple(point) for point in judged["curve"])
+    ae.quality_ = Quality(**judged)
     ae.history_ = saved.history
-    ae.run_ = Run(saved.history, stopped=config["run"]["stopped"])
-    ae.run_.seconds = config["run"]["seconds"]
+    run = config["run"]
+    ae.run_ = Run(
+        saved.history,
+        phases=tuple(run.get("phases", ())),
+        stopped=run["stopped"],
+        seconds=run["seconds"],
+    )
     ae.calibration_ = Calibration.from_tensors(saved.calibration, config["held_out"])
     ae.recipe_ = config["recipe"]
     ae.reasons_, ae.notes_ = tuple(config["reasons"]), tuple(config["notes"])
@@ -90,7 +108,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Corruption):
         return str(corruptions.spec(value))
     if isinstance(value, Penalty):
-        return str(penalties.spec(value))
+        spec = penalties.spec(value)
+        known = {k: type(v).__name__ if isinstance(v, nn.Module) else v
+                 for k, v in spec.options.items()}  # fmt: skip
+        return str(PartSpec(spec.name, known))
     if isinstance(value, Field):
         return str(value)
     if isinstance(value, Mapping):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 from refold.backbones import backbones
-from refold.data.corruptions import Corruption, corruptions
+from refold.backbones.base import Geometry
+from refold.data.corruptions import Corruption, corruptions, resolve
 from refold.data.schema import Schema
 from refold.errors import InputError, unknown
 from refold.fields import Field, Image
@@ -23,6 +25,8 @@ from refold.spec import ModelSpec
 from refold.training.start import balance, choose_size, design
 from refold.types import Batch
 
+Hidden: TypeAlias = tuple[int | Mapping[str, Any], ...]
+CorruptionWish: TypeAlias = str | Corruption | Sequence[str | Corruption] | None
 LARGEST = 1_000_000  # numbers in a code; beyond, something was mistyped
 LARGE = 2000  # pixels above which an image is convolved without being asked
 NATIVE_BACKBONE = {"categorical": "embed"}  # others are flat
@@ -34,20 +38,25 @@ class Wishes:
 
     recipe: str | None = None
     latent: int | str | Latent | None = None
-    hidden: tuple[int, ...] | None = None
+    hidden: Hidden | None = None
     fusion: str | None = None
-    corruption: str | Corruption | None = None
+    corruption: CorruptionWish = None
     penalties: tuple[str | Penalty, ...] = ()
     weights: str | Mapping[str, float] = "balanced"
+    pretrain: str | None = None
 
 
 @dataclass(frozen=True)
 class Assembly:
-    """A spec, the principal components of its training rows, and why it is what it is."""
+    """A spec, the principal components of its training rows, and why it is what it is.
+
+    ``pretrain`` is how layers are trained before all of them are, by the user or the recipe.
+    """
 
     recipe: str
     spec: ModelSpec
     principal: Principal
+    pretrain: str | None
     reasons: tuple[str, ...]
 
 
@@ -56,28 +65,38 @@ def assemble(schema: Schema, rows: Batch, wishes: Wishes) -> Assembly:
     reasons: list[str] = []
     name = wishes.recipe or default_recipe(schema)
     recipe = get(name)
+    check_kinds(name, recipe, schema)
     if wishes.recipe is None:
         reasons.append(f"recipe '{name}': the default for this data")
+    pretrain = wishes.pretrain or recipe.pretrain
+    if pretrain is not None:
+        recipe = replace(recipe, linear=False)  # the layers' start is what was trained before
+    spines = {k: backbone(recipe, f) for k, f in schema.fields.items()}
     device = next(iter(rows.x.values())).device
     heads = {
         k: f.head(recipe.likelihoods.get(kind_of(f))).to(device) for k, f in schema.fields.items()
     }
     principal = principal_components(design(heads, rows))
     entries = sum(len(f.sizes) for f in schema.fields.values())
-    latent, size = decide_latent(wishes.latent, recipe, principal, entries, reasons)
-    hidden = decide_hidden(wishes.hidden, recipe, len(principal.mean), reasons)
-    corruption = wishes.corruption or recipe.corruption
+    fusion = fusions.resolve(wishes.fusion or recipe.fusion)
+    direct = encoded_width(schema, heads, spines) if fusion.name == "direct" else None
+    latent, size = decide_latent(wishes.latent, recipe, principal, entries, direct, reasons)
+    if direct is None:
+        hidden = decide_hidden(wishes.hidden, recipe, len(principal.mean), reasons)
+        decided = {"hidden": hidden, "linear": recipe.linear and bool(hidden)}
+        fusion = PartSpec(fusion.name, {**decided, **fusion.options})
+    corruption = decide_corruption(wishes.corruption or recipe.corruption, schema)
     spec = ModelSpec(
         latent=latent,
         size=size,
-        fusion=decide_fusion(wishes.fusion, recipe, hidden),
-        backbones={k: backbone(recipe, f) for k, f in schema.fields.items()},
+        fusion=fusion,
+        backbones=spines,
         likelihoods={k: likelihoods.spec(h) for k, h in heads.items()},
         weights=decide_weights(wishes.weights, schema, heads, rows),
-        corruption=None if corruption is None else corruptions.resolve(corruption),
+        corruption=corruption,
         penalties=tuple(penalties.resolve(p) for p in wishes.penalties),
     )
-    return Assembly(name, spec, principal, tuple(reasons))
+    return Assembly(name, spec, principal, pretrain, tuple(reasons))
 
 
 def default_recipe(schema: Schema) -> str:
@@ -93,11 +112,38 @@ def backbone(recipe: Recipe, own: Field) -> PartSpec:
     return backbones.resolve(own.backbone or recipe.backbones.get(kind, native))
 
 
-def decide_fusion(wish: str | None, recipe: Recipe, hidden: tuple[int, ...]) -> PartSpec:
-    """Return the body: the user's options over the widths and the path that were decided."""
-    given = fusions.resolve(wish or "concat")
-    decided = {"hidden": hidden, "linear": recipe.linear and bool(hidden)}
-    return PartSpec(given.name, {**decided, **given.options})
+def check_kinds(name: str, recipe: Recipe, schema: Schema) -> None:
+    """Refuse a recipe for kinds of field of which the data has none."""
+    kinds = [kind_of(f) for f in schema.fields.values()]
+    if recipe.only and not set(recipe.only) & set(kinds):
+        raise InputError(
+            f"recipe '{name}' is for fields of kind {' or '.join(recipe.only)}, but the data has "
+            f"{', '.join(dict.fromkeys(kinds))}; choose another recipe, see refold.recipes()"
+        )
+
+
+def encoded_width(
+    schema: Schema, heads: Mapping[str, Likelihood], spines: Mapping[str, PartSpec]
+) -> int:
+    """Return the numbers that the fields' encoders give together: a code without a body."""
+    return sum(
+        backbones.build(spines[k], Geometry(f.shape, f.sizes, heads[k].width, f.missing)).encoded
+        for k, f in schema.fields.items()
+    )
+
+
+def decide_corruption(wish: CorruptionWish, schema: Schema) -> PartSpec | None:
+    """Return the corruption; one that acts on images needs one."""
+    if wish is None:
+        return None
+    spec = resolve(wish)
+    images = any(isinstance(f, Image) for f in schema.fields.values())
+    if corruptions.build(spec).images_only and not images:
+        raise InputError(
+            f"the corruption '{spec.name}' acts on images, and the data has none; give images as "
+            f"an array (n, height, width), or choose another corruption"
+        )
+    return spec
 
 
 def decide_latent(
@@ -105,9 +151,10 @@ def decide_latent(
     recipe: Recipe,
     principal: Principal,
     entries: int,
+    direct: int | None,
     reasons: list[str],
 ) -> tuple[PartSpec, int]:
-    """Return the latent and the size of the code."""
+    """Return the latent and the size of the code; without a body ``direct`` says it."""
     if isinstance(wish, Latent):
         return latents.spec(wish), wish.size
     given = PartSpec.parse(wish if isinstance(wish, str) else recipe.latent)
@@ -120,6 +167,9 @@ def decide_latent(
                 f"the latent size is {size}; it must be a whole number from 1 to {LARGEST:,}"
             )
         return spec, int(size)
+    if direct is not None:
+        reasons.append(f"latent size {direct}: what the encoders give is the code")
+        return spec, direct
     needed = choose_size(principal, entries)
     kept = float(principal.variance[:needed].sum() / max(principal.total, 1e-300))
     size = max(32, needed * recipe.expand) if recipe.expand > 1 else needed
@@ -129,14 +179,10 @@ def decide_latent(
     return spec, size
 
 
-def decide_hidden(
-    wish: tuple[int, ...] | None, recipe: Recipe, width: int, reasons: list[str]
-) -> tuple[int, ...]:
-    """Return the body's widths: twice the data's, a power of two in 64..512, then half."""
+def decide_hidden(wish: Hidden | None, recipe: Recipe, width: int, reasons: list[str]) -> Hidden:
+    """Return the body's stages: twice the data's width, a power of two in 64..512, then half."""
     if wish is not None:
-        if any(isinstance(w, bool) or w < 1 for w in wish):
-            raise InputError(f"hidden widths are {wish}; each must be a whole number, 1 or more")
-        return tuple(int(w) for w in wish)
+        return wish
     if recipe.hidden is not None:
         return recipe.hidden
     first = min(512, max(64, 2 ** (2 * width - 1).bit_length()))

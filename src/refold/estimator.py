@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, get_type_hints
 
@@ -16,27 +18,31 @@ from sklearn.utils.validation import (
     check_is_fitted,
     validate_data,
 )
+from torch import nn
+from torch.utils.data import Dataset
 
 from refold import archive, inference, modelfile
-from refold.assemble import Wishes, assemble
+from refold.assemble import Wishes
 from refold.data.containers import container, frame
-from refold.data.corruptions import Corruption, corruptions
-from refold.data.schema import Override, Schema
+from refold.data.corruptions import Corruption
+from refold.data.pairs import is_paired, stacked
+from refold.data.schema import Override
 from refold.data.sources import read
 from refold.errors import InputError, unknown
 from refold.hints import expectation, fits
 from refold.latents import Latent
+from refold.learn import Course, learn
 from refold.penalties import Penalty
 from refold.table import Table
-from refold.training.fit import Progress, Watch, fit
-from refold.training.plan import Plan
-from refold.training.start import can_start_pca, solved_by_pca, start_constant, start_pca
+from refold.training.fit import Progress, Watch
+from refold.training.pretrain import LAYERWISE
 from refold.types import Batch
 from refold.uses.anomaly import Calibration
-from refold.uses.inspect import quality, squared_errors
+from refold.uses.inspect import squared_errors
+from refold.uses.supervise import EncoderClassifier, encoder_module
 
 MOST = 1_000_000_000  # epochs, rows of a batch, evaluations: beyond, something was mistyped
-SMALLEST = 20  # rows below which none are held out
+PLANNED = ("epochs", "batch_size", "lr", "optimizer", "schedule", "patience", "min_delta")
 
 
 class InputWarning(UserWarning):
@@ -54,15 +60,26 @@ class Autoencoder(TransformerMixin, BaseEstimator):
     recipe : str, optional
         A named composition, see :func:`refold.recipes`. Not given: ``"conv"`` for large images,
         else ``"dense"``.
-    hidden : tuple of int, optional
-        Widths of the dense layers, mirrored in the decoder; ``()`` is linear.
+    hidden : tuple of int or dict, optional
+        Dense layers, mirrored in the decoder: widths, or stages such as ``{"width": 128, "repeat":
+        2, "activation": "gelu", "residual": True}``; ``()`` is linear.
     fields : dict, optional
         Kind of a column by name (``{"zip": "categorical", "id": "ignore"}``), or a field object.
     fusion : str, optional
         Options of the dense body: ``"concat(activation='gelu', norm='layer', dropout=0.1)"``, and
         ``mirror=(64, 256)`` for a decoder of other widths.
     corruption : str or Corruption, optional
-        Noise on the input in training: ``"gaussian(std=0.3)"``, ``"masking(fraction=0.25)"``.
+        Noise on the input in training: ``"gaussian(std=0.3)"``, ``"masking(fraction=0.25)"``; a
+        sequence of them, one after the other.
+    tied : bool or "pretrain"
+        Whether each layer of the decoder uses the transpose of the weight of the encoder's layer
+        it mirrors; ``"pretrain"``: while layers are trained one by one, and no longer.
+    pretrain : str, optional
+        ``"layerwise"``: layers are trained one pair at a time from the outside, then all together;
+        ``"layerwise(share=0.5)"`` says which share of the steps that takes. Or the folder of a
+        shallower model to start from.
+    freeze : sequence of str
+        Patterns of names of parameters that stay as they start: ``("fusion.down.*",)``.
     penalties : sequence, optional
         Further costs, by name or object.
     weights : "balanced", "equal" or dict
@@ -70,6 +87,8 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         cost, or numbers by field name.
     epochs, batch_size, lr, patience : optional
         Chosen from the number of rows where not given; an epoch is one pass over the rows.
+    min_delta : float
+        Share of the held-out loss by which it must fall for patience to start anew.
     optimizer : str
         Any optimiser of torch, in lower case, with options: ``"sgd(momentum=0.9)"``.
     schedule : str, optional
@@ -105,10 +124,13 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         latent: int | str | Latent | None = None,
         *,
         recipe: str | None = None,
-        hidden: Sequence[int] | None = None,
+        hidden: Sequence[int | Mapping[str, Any]] | None = None,
         fields: Mapping[str, Override] | None = None,
         fusion: str | None = None,
-        corruption: str | Corruption | None = None,
+        corruption: str | Corruption | Sequence[str | Corruption] | None = None,
+        tied: bool | str = False,
+        pretrain: str | None = None,
+        freeze: Sequence[str] = (),
         penalties: Sequence[str | Penalty] = (),
         weights: str | Mapping[str, float] = "balanced",
         epochs: int | None = None,
@@ -118,6 +140,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         schedule: str | None = None,
         validation: float = 0.1,
         patience: int | None = None,
+        min_delta: float = 1e-5,
         precision: str = "auto",
         device: str = "auto",
         seed: int = 0,
@@ -129,6 +152,9 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         self.fields = fields
         self.fusion = fusion
         self.corruption = corruption
+        self.tied = tied
+        self.pretrain = pretrain
+        self.freeze = freeze
         self.penalties = penalties
         self.weights = weights
         self.epochs = epochs
@@ -138,6 +164,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         self.schedule = schedule
         self.validation = validation
         self.patience = patience
+        self.min_delta = min_delta
         self.precision = precision
         self.device = device
         self.seed = seed
@@ -145,77 +172,86 @@ class Autoencoder(TransformerMixin, BaseEstimator):
 
     # ------------------------------------------------------------------ learning
 
-    def fit(self, X: Any, y: Any = None, *, watch: Watch | None = None) -> Self:
-        """Learn from rows; ``y`` is ignored. ``watch`` is called with the progress."""
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        inputs: Any = None,
+        start: Autoencoder | None = None,
+        watch: Watch | None = None,
+    ) -> Self:
+        """Learn from rows; ``y`` is ignored.
+
+        ``inputs`` are the same rows as the encoder shall see them (noisy images beside the clean
+        ones in ``X``); ``start`` is a fitted, shallower model whose layers are taken over;
+        ``watch`` is called with the progress. A torch dataset is read whole; one of pairs gives
+        both.
+        """
         self._check_options()
-        table = self._read(X, fresh=True)
+        rows = X
+        if isinstance(X, Dataset):
+            given, rows = stacked(X)
+            inputs = given if is_paired(X) else inputs
+        table = self._read(rows, fresh=True)
         if len(table) < 2:
             raise InputError(
                 f"got {len(table)} sample (n_samples = {len(table)}): a minimum of 2 rows is "
                 f"required to learn from; give more rows"
             )
-        device = self._device()
+        shown = None if inputs is None else self._read(inputs)
+        if shown is not None and len(shown) != len(table):
+            raise InputError(
+                f"inputs has {len(shown)} rows and X {len(table)}; each row of one belongs to the "
+                f"same row of the other"
+            )
+        course = self._course(start or self._started())
+        watch = watch if watch is not None else self._print if self.verbose else None
         with seeded(self.seed):
-            self._learn(table, device, watch)
-        return self
-
-    def _learn(self, table: Table, device: torch.device, watch: Watch | None) -> None:
-        train_rows, held_rows = split(len(table), self.validation, self.seed)
-        self.schema_ = Schema.fit(table, train_rows, self.fields)
-        everything, notes = self.schema_.encode(table)
-        train = everything.rows(torch.from_numpy(train_rows)).to(device)
-        held = everything.rows(torch.from_numpy(held_rows)) if len(held_rows) else None
-        plan = Plan.choose(
-            len(train),
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            optimizer=self.optimizer,
-            schedule=self.schedule,
-            patience=self.patience,
-        )
-        chosen = assemble(self.schema_, train, self._wishes())
-        self.spec_, self.recipe_ = chosen.spec, chosen.recipe
-        self.model_ = self.spec_.build(self.schema_).to(device)
-        start_constant(self.model_, train)
-        reasons = list(chosen.reasons)
-        noise = self.spec_.corruption
-        solved = solved_by_pca(self.model_, everything) and noise is None and self.epochs is None
-        if can_start_pca(self.model_):
-            start_pca(self.model_, train, chosen.principal)
-        if solved:
-            plan = plan.without_steps()
-            reasons.append("no training steps: the principal components are the optimum")
-        self.plan_ = plan
-        self.run_ = fit(
-            self.model_,
-            train,
-            None if held is None else held.to(device),
-            plan,
-            corruption=None if noise is None else corruptions.build(noise),
-            seed=self.seed,
-            bfloat16=self.precision == "bfloat16",
-            watch=watch if watch is not None else self._print if self.verbose else None,
-        )
-        self.history_ = self.run_.history
-        judged = everything.rows(torch.from_numpy(train_rows)) if held is None else held
-        self.quality_ = quality(self.model_, judged, self.schema_, chosen.principal)
-        self.calibration_ = Calibration.of(self.model_, judged, self.schema_, held is not None)
-        if solved:
-            # Held-out rows have served to judge; the closed form then takes them in as well.
-            again = assemble(self.schema_, everything.to(device), self._wishes())
-            start_pca(self.model_, everything.to(device), again.principal)
-            self.calibration_ = self.calibration_.with_codes(self.model_, judged, self.schema_)
-        self.reasons_, self.notes_ = tuple(reasons), (*table.notes, *notes)
+            learnt = learn(table, shown, course, self._device(), watch)
+        self.schema_, self.spec_, self.recipe_ = learnt.schema, learnt.spec, learnt.recipe
+        self.model_, self.plan_, self.run_ = learnt.model, learnt.plan, learnt.run
+        self.history_ = learnt.run.history
+        self.quality_, self.calibration_ = learnt.quality, learnt.calibration
+        self.reasons_, self.notes_ = learnt.reasons, learnt.notes
         self.n_rows_ = len(table)
         if self.run_.stopped == "interrupted":
-            warnings.warn("training was interrupted: the best model so far is kept", stacklevel=4)
+            warnings.warn("training was interrupted: the best model so far is kept", stacklevel=2)
+        return self
+
+    def _started(self) -> Autoencoder | None:
+        """Load the shallower model that ``pretrain`` names, unless it names a way of training."""
+        if self.pretrain is None or self.pretrain.partition("(")[0] == LAYERWISE:
+            return None
+        if not Path(self.pretrain).exists():
+            raise InputError(
+                f"pretrain is '{self.pretrain}', which is no model folder; give '{LAYERWISE}', or "
+                f"the folder of a shallower model"
+            )
+        return Autoencoder.load(self.pretrain)
+
+    def _course(self, start: Autoencoder | None) -> Course:
+        """Return how to learn, as the arguments say."""
+        if start is not None:
+            check_is_fitted(start)
+        return Course(
+            wishes=self._wishes(),
+            fields=self.fields,
+            tied=self.tied,
+            start=None if start is None else start.model_,
+            freeze=tuple(self.freeze),
+            validation=self.validation,
+            seed=self.seed,
+            bfloat16=self.precision == "bfloat16",
+            plan={k: getattr(self, k) for k in PLANNED},
+        )
 
     # ------------------------------------------------------------------ using
 
     def transform(self, X: Any) -> NDArray[np.float32]:
         """Codes of rows, ``[n, d]`` in single precision; deterministic."""
         check_is_fitted(self)
+        self._refuse_skips("embedded")
         rows = self._encode(self._read(X))
         return inference.embed(self.model_, rows, self.schema_).float().numpy()
 
@@ -223,6 +259,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
     def inverse_transform(self, X: Any) -> Any:
         """Rows of codes, in the container, columns and types of the training data."""
         check_is_fitted(self)
+        self._refuse_skips("unfolded")
         z = torch.as_tensor(np.asarray(X, dtype=np.float32))
         if z.ndim != 2 or z.shape[1] != self.spec_.size:
             raise InputError(
@@ -303,6 +340,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         if n < 1:
             raise InputError(f"asked for {n} samples; ask for 1 or more")
+        self._refuse_skips("sampled")
         with seeded(self.seed if seed is None else seed):
             z = self.model_.latent.sample(n)
             parts = [
@@ -310,6 +348,52 @@ class Autoencoder(TransformerMixin, BaseEstimator):
                 for p in inference.decode(self.model_, z)
             ]
         return self._container().rebuild(self.schema_.decode(inference.joined(parts)))
+
+    def truncate(self, size: int, X: Any = None) -> Autoencoder:
+        """Return a smaller model whose code is the first ``size`` entries of this one's.
+
+        For codes in order of importance: ``latent="nested"``, or a linear model that the principal
+        components solved. Scores of the smaller model are calibrated on ``X``, rows it was not
+        trained on; without them no row can be called an anomaly. This model stays as it is.
+        """
+        check_is_fitted(self)
+        if not (self.model_.latent.ordered or self.plan_.steps == 0):
+            raise InputError(
+                f"the codes of a '{self.spec_.latent.name}' latent are in no order, so a part of "
+                f"one means nothing; fit with latent='nested'"
+            )
+        if not fits(size, int) or not 1 <= size <= self.spec_.size:
+            raise InputError(f"cannot truncate to {size} entries; give 1 to {self.spec_.size}")
+        smaller = copy(self)
+        smaller.spec_ = replace(self.spec_, size=size)
+        with seeded(self.seed):
+            smaller.model_ = smaller.spec_.build(self.schema_)
+        kept = self.model_.state_dict()
+        smaller.model_.load_state_dict(
+            {k: kept[k][tuple(map(slice, v.shape))] for k, v in smaller.model_.state_dict().items()}
+        )
+        smaller.model_.to(self.model_.fusion.last_bias().device).eval()
+        known = self.calibration_
+        smaller.calibration_ = replace(
+            known, scores=known.scores[:0], codes=np.ascontiguousarray(known.codes[:, :size])
+        )
+        if X is not None:
+            rows = self._encode(self._read(X))
+            smaller.calibration_ = Calibration.of(smaller.model_, rows, self.schema_, True)
+        return smaller
+
+    def classifier(self, **options: Any) -> EncoderClassifier:
+        """Return a scikit-learn classifier over this model's codes, for few labels.
+
+        Options are those of :class:`refold.uses.supervise.EncoderClassifier`.
+        """
+        check_is_fitted(self)
+        return EncoderClassifier(self, **options)
+
+    def encoder(self) -> nn.Module:
+        """Return the encoder as a plain torch module with weights of its own, for another model."""
+        check_is_fitted(self)
+        return encoder_module(self)
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
         """Names of the code's entries: ``latent0``, ``latent1``, ..."""
@@ -373,11 +457,21 @@ class Autoencoder(TransformerMixin, BaseEstimator):
             warnings.warn("; ".join(notes), InputWarning, stacklevel=3)
         return rows
 
+    def _refuse_skips(self, what: str) -> None:
+        """Refuse uses of the code alone where the decoder sees more than the code."""
+        if self.model_.skipping:
+            raise InputError(
+                f"rows cannot be {what}: the decoder of '{self.model_.skipping[0]}' also takes "
+                f"feature maps from the encoder (skips), so a code is not the whole of a row; use "
+                f"a backbone without skips, or reconstruct"
+            )
+
     def _container(self) -> Any:
         return container(self.schema_.container)
 
     def _wishes(self) -> Wishes:
         return Wishes(
+            pretrain=self.pretrain,
             recipe=self.recipe,
             latent=self.latent,
             hidden=None if self.hidden is None else tuple(self.hidden),
@@ -411,6 +505,10 @@ class Autoencoder(TransformerMixin, BaseEstimator):
             value, least = getattr(self, name), 0 if name == "epochs" else 1
             if value is not None and not least <= value <= MOST:
                 raise InputError(f"{name} is {value}; it must be {least} or more, up to {MOST:,}")
+        if isinstance(self.tied, str) and self.tied != "pretrain":
+            raise InputError(f"tied is '{self.tied}'; expected True, False or 'pretrain'")
+        if not 0 <= self.min_delta < 1:
+            raise InputError(f"min_delta is {self.min_delta}; give a share in [0, 1)")
         if self.lr is not None and not 0 < self.lr < float("inf"):
             raise InputError(f"lr is {self.lr}; it must be above 0 and finite")
 
@@ -430,13 +528,6 @@ def seeded(seed: int) -> Generator[None]:
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         yield
-
-
-def split(n: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Seeded positions of training rows and of held-out rows; none below 20 rows."""
-    order = np.random.default_rng(seed).permutation(n)
-    held = 0 if n < SMALLEST else min(round(share * n), n - 2)
-    return np.sort(order[held:]), np.sort(order[:held])
 
 
 def load(path: str | Path) -> Autoencoder:

@@ -63,7 +63,7 @@ def embed(model: Model, rows: Batch, schema: Schema) -> Tensor:
     model.eval()
     device = model.fusion.last_bias().device
     codes = [
-        model.encode(guard(part, schema).to(device)).z[:count].flatten(1).cpu()
+        model.encode(guard(part, schema).to(device))[0].z[:count].flatten(1).cpu()
         for part, count in portions(rows)
     ]
     return torch.cat(codes)

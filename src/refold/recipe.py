@@ -14,7 +14,9 @@ class Recipe:
 
     ``backbones`` and ``likelihoods`` are by kind of field; ``expand`` multiplies the chosen code
     size, for codes that are wide because they are sparse; ``linear`` adds the path on which the
-    principal components start; ``hidden=()`` makes the body linear.
+    principal components start; ``hidden=()`` makes the body linear. ``fusion`` names a body other
+    than the dense one, ``pretrain`` how layers are trained before all of them are, and ``only`` the
+    kinds of field the recipe is for (none: all).
     """
 
     latent: str = "plain"
@@ -24,6 +26,9 @@ class Recipe:
     hidden: tuple[int, ...] | None = None
     linear: bool = False
     expand: int = 1
+    fusion: str = "concat"
+    pretrain: str | None = None
+    only: tuple[str, ...] = ()
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {}
@@ -49,6 +54,9 @@ def recipes() -> dict[str, str]:
     'Linear: ends in the principal subspace, solved in closed form.'
     """
     return {name: (build.__doc__ or "").splitlines()[0] for name, build in RECIPES.items()}
+
+
+UNET = {"image": "conv(skips=True)"}
 
 
 @recipe
@@ -94,6 +102,74 @@ def denoising() -> Recipe:
     Vincent et al., Extracting and Composing Robust Features with Denoising Autoencoders, 2008.
     """
     return Recipe(corruption="gaussian(std=0.3)", linear=True)
+
+
+@recipe
+def inpainting() -> Recipe:
+    """Learns to fill boxes cut out of images, with a U-Net.
+
+    Pathak et al., Context Encoders, 2016; Ronneberger et al., U-Net, 2015.
+    """
+    return Recipe(corruption="boxes(count=2)", backbones=UNET, hidden=(256,), only=("image",))
+
+
+@recipe
+def superresolution() -> Recipe:
+    """Learns to sharpen images that were shrunk and enlarged again, with a U-Net.
+
+    Dong et al., Image Super-Resolution Using Deep Convolutional Networks, 2014.
+    """
+    return Recipe(corruption="downscale(factor=2)", backbones=UNET, hidden=(256,), only=("image",))
+
+
+@recipe
+def unet() -> Recipe:
+    """Learns to remove noise from images, with a U-Net.
+
+    Ronneberger et al., U-Net, 2015; Vincent et al., 2008 for the noise.
+    """
+    return Recipe(corruption="gaussian(std=0.3)", backbones=UNET, hidden=(256,), only=("image",))
+
+
+@recipe
+def stacked() -> Recipe:
+    """Dense layers trained one pair at a time from the outside, then all together.
+
+    Bengio et al., Greedy Layer-Wise Training of Deep Networks, 2007.
+    """
+    return Recipe(pretrain="layerwise")
+
+
+@recipe
+def nested() -> Recipe:
+    """A code in order of importance: any number of its first entries is a code of its own.
+
+    Rippel, Gelbart & Adams, Learning Ordered Representations with Nested Dropout, 2014.
+    """
+    return Recipe(latent="nested", linear=True)
+
+
+@recipe
+def wta() -> Recipe:
+    """A wide code of which each unit is active in few rows only (winner-take-all).
+
+    Makhzani & Frey, Winner-Take-All Autoencoders, 2014.
+    """
+    return Recipe(latent="lifetime", hidden=(), expand=16)
+
+
+@recipe
+def conv_wta() -> Recipe:
+    """Feature maps as the code, each with one winner an image and few images in a batch.
+
+    Makhzani & Frey, Winner-Take-All Autoencoders, 2014.
+    """
+    return Recipe(
+        latent="lifetime(maps=32)",
+        backbones={"image": "conv(channels=(32, 32), kernel=5)"},
+        fusion="direct",
+        only=("image",),
+    )
 
 
 @recipe

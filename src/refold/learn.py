@@ -1,0 +1,203 @@
+"""From rows and wishes to a trained, judged and calibrated model: what ``fit`` does, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from refold import inference
+from refold.assemble import Assembly, Wishes, assemble
+from refold.backbones.tied import ties
+from refold.data.corruptions import corruptions
+from refold.data.schema import Override, Schema
+from refold.errors import InputError, unknown
+from refold.hints import fits
+from refold.model import Model
+from refold.parts import PartSpec
+from refold.spec import ModelSpec
+from refold.table import Table
+from refold.training.fit import Run, Watch, fit
+from refold.training.plan import Plan
+from refold.training.pretrain import LAYERWISE, fit_layerwise, freeze, start_from
+from refold.training.start import can_start_pca, solved_by_pca, start_constant, start_pca
+from refold.types import Batch
+from refold.uses.anomaly import Calibration
+from refold.uses.inspect import Quality, prefix_curve, quality
+
+SMALLEST = 20  # rows below which none are held out
+
+
+@dataclass(frozen=True)
+class Course:
+    """How to learn: what the user said of the model, of its start and of its training.
+
+    ``start`` is a shallower model to take layers from; ``tied`` may be ``"pretrain"``; ``plan``
+    holds the arguments of :meth:`Plan.choose`.
+    """
+
+    wishes: Wishes = field(default_factory=Wishes)
+    fields: Mapping[str, Override] | None = None
+    tied: bool | str = False
+    start: Model | None = None
+    freeze: tuple[str, ...] = ()
+    validation: float = 0.1
+    seed: int = 0
+    bfloat16: bool = False
+    plan: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """A trained model, and all that was found out on the way."""
+
+    schema: Schema
+    spec: ModelSpec
+    recipe: str
+    model: Model
+    plan: Plan
+    run: Run
+    quality: Quality
+    calibration: Calibration
+    reasons: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of the table as tensors, and as the encoder shall see them where that differs."""
+
+    targets: Batch
+    inputs: Batch | None
+
+    def part(self, index: NDArray[np.int64], device: torch.device) -> Rows:
+        """Rows by position, on a device."""
+        at = torch.from_numpy(index)
+        inputs = None if self.inputs is None else self.inputs.rows(at).to(device)
+        return Rows(self.targets.rows(at).to(device), inputs)
+
+
+def learn(
+    table: Table, shown: Table | None, course: Course, device: torch.device, watch: Watch | None
+) -> Learnt:
+    """Learn from the rows of ``table``; ``shown`` holds them as the encoder shall see them."""
+    train_at, held_at = split(len(table), course.validation, course.seed)
+    schema = Schema.fit(table, train_at, course.fields)
+    targets, notes = schema.encode(table)
+    every = Rows(targets, None if shown is None else seen(shown, schema))
+    train = every.part(train_at, device)
+    held = every.part(held_at, device) if len(held_at) else None
+    chosen = assemble(schema, train.targets, _wishes(course))
+    model = begun(chosen, schema, train.targets, course, device)
+    plan = Plan.choose(len(train_at), **course.plan)
+    reasons = list(chosen.reasons)
+    solved = _is_solved(chosen, model, every, course)
+    if solved:
+        plan = plan.without_steps()
+        reasons.append("no training steps: the principal components are the optimum")
+    noise = chosen.spec.corruption
+    run = _loop(chosen, course)(
+        model,
+        train.targets,
+        None if held is None else held.targets,
+        plan,
+        inputs=train.inputs,
+        held_inputs=None if held is None else held.inputs,
+        corruption=None if noise is None else corruptions.build(noise),
+        seed=course.seed,
+        bfloat16=course.bfloat16,
+        watch=watch,
+    )
+    judged = targets.rows(torch.from_numpy(train_at if held is None else held_at))
+    figures = quality(model, judged, schema, chosen.principal)
+    if model.latent.ordered:
+        figures = replace(figures, curve=prefix_curve(model, judged, schema, chosen.principal))
+    calibration = Calibration.of(model, judged, schema, held is not None)
+    if solved:
+        # Held-out rows have served to judge; the closed form then takes them in as well.
+        whole = targets.to(device)
+        start_pca(model, whole, assemble(schema, whole, _wishes(course)).principal)
+        calibration = calibration.with_codes(model, judged, schema)
+    return Learnt(
+        schema,
+        replace(chosen.spec, ties=ties(model)),
+        chosen.recipe,
+        model,
+        plan,
+        run,
+        figures,
+        calibration,
+        tuple(reasons),
+        (*table.notes, *notes),
+    )
+
+
+def split(n: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Seeded positions of training rows and of held-out rows; none below 20 rows."""
+    order = np.random.default_rng(seed).permutation(n)
+    held = 0 if n < SMALLEST else min(round(share * n), n - 2)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def seen(shown: Table, schema: Schema) -> Batch:
+    """Encode rows as inputs: kept near the training range, as they will be in use."""
+    return inference.guard(schema.encode(shown)[0], schema)
+
+
+def begun(
+    chosen: Assembly, schema: Schema, train: Batch, course: Course, device: torch.device
+) -> Model:
+    """Build the model with the weights it starts from, its ties and its frozen layers."""
+    model = chosen.spec.build(schema).to(device)
+    start_constant(model, train)
+    if can_start_pca(model) and _starts_by_itself(chosen) and not course.tied:
+        start_pca(model, train, chosen.principal)
+    if course.start is not None:
+        start_from(model, course.start)
+    if course.tied:
+        model.tie()
+    freeze(model, course.freeze)
+    return model
+
+
+def _wishes(course: Course) -> Wishes:
+    """Return the wishes; layers that are taken over need no path for a start of their own."""
+    return course.wishes if course.start is None else replace(course.wishes, pretrain="start")
+
+
+def _starts_by_itself(chosen: Assembly) -> bool:
+    """Whether the user left the first weights to refold."""
+    return chosen.spec.fusion.options.get("init", "auto") == "auto"
+
+
+def _is_solved(chosen: Assembly, model: Model, every: Rows, course: Course) -> bool:
+    """Whether the principal components, from which the model starts, are its optimum."""
+    return (
+        solved_by_pca(model, every.targets)
+        and _starts_by_itself(chosen)
+        and chosen.spec.corruption is None
+        and every.inputs is None
+        and course.plan.get("epochs") is None
+        and not (course.tied or course.start or course.freeze or chosen.pretrain)
+    )
+
+
+def _loop(chosen: Assembly, course: Course) -> Callable[..., Run]:
+    """Return the plain loop, or the layer-wise one that the user or the recipe names."""
+    if chosen.pretrain is None or course.start is not None:
+        return fit
+    given = PartSpec.parse(chosen.pretrain)
+    if given.name != LAYERWISE:
+        raise unknown("way to pretrain", given.name, (LAYERWISE,))
+    for option in given.options:
+        if option != "share":
+            raise unknown(f"option of pretrain '{LAYERWISE}'", option, ("share",))
+    share = given.options.get("share", 0.5)
+    if not fits(share, float) or not 0 < share < 1:
+        raise InputError(f"pretrain's share is {share}; give a number between 0 and 1")
+    return partial(fit_layerwise, share=share, loosen=course.tied == "pretrain")
