@@ -93,13 +93,17 @@ class Line:
 
 @dataclass(frozen=True)
 class LineChart:
-    """Curves over a common axis, ready to draw; ``mark`` is a vertical line."""
+    """Curves over a common axis, ready to draw.
+
+    ``mark`` is a vertical line, ``phases`` are vertical lines with a name each.
+    """
 
     title: str
     x: Axis
     y: Axis
     lines: tuple[Line, ...]
     mark: float | None = None
+    phases: tuple[tuple[float, str], ...] = ()
 
 
 def line_chart(
@@ -109,17 +113,24 @@ def line_chart(
     box: tuple[float, float, float, float] = (52, 8, 392, 168),
     log: bool = False,
     mark: float | None = None,
+    phases: Sequence[tuple[float, str]] = (),
+    floor: float | None = None,
 ) -> LineChart:
-    """Lay out ``(name, xs, ys)`` curves in the box ``(left, top, right, bottom)``."""
+    """Lay out ``(name, xs, ys)`` curves in the box ``(left, top, right, bottom)``.
+
+    ``floor`` is a value that the vertical axis reaches down to in any case.
+    """
     left, top, right, bottom = box
     x = Axis.over([v for _, xs, _ in curves for v in xs], left, right)
-    y = Axis.over([v for _, _, ys in curves for v in ys], bottom, top, log=log)
+    heights = [v for _, _, ys in curves for v in ys] + ([] if floor is None else [floor])
+    y = Axis.over(heights, bottom, top, log=log)
     lines: list[Line] = []
     for name, xs, ys in curves:
         points = [(x.at(a), y.at(b)) for a, b in zip(xs, ys, strict=True) if math.isfinite(b)]
         path = "M" + "L".join(f"{a:g} {b:g}" for a, b in points) if len(points) > 1 else ""
         lines.append(Line(name, path, tuple(points) if len(points) <= 12 else ()))
-    return LineChart(title, x, y, tuple(lines), None if mark is None else x.at(mark))
+    named = tuple((max(left, x.at(at)), name) for at, name in phases)
+    return LineChart(title, x, y, tuple(lines), None if mark is None else x.at(mark), named)
 
 
 @dataclass(frozen=True)

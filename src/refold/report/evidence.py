@@ -74,13 +74,30 @@ class Evidence:
     @classmethod
     def of(cls, ae: Autoencoder, source: Any) -> Evidence:
         """Take what was saved with the model, or what it makes of the given rows."""
+        _refuse_unfitted(ae)
         if source is None:
-            kept = ae.calibration_
-            score = kept.code_scores
-            return cls(ae, kept.codes, score, kept.p_values(score), None)
+            return cls.saved(ae)
         data = Data.of(ae, source)
         codes = inference.embed(ae.model_, data.batch, ae.schema_).float().numpy()
         return cls(ae, codes, data.score[data.rows], data.p_value[data.rows], data)
+
+    @classmethod
+    def saved(cls, ae: Autoencoder) -> Evidence:
+        """Take what was saved with the model."""
+        _refuse_unfitted(ae)
+        kept = ae.calibration_
+        return cls(ae, kept.codes, kept.code_scores, kept.p_values(kept.code_scores), None)
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """Positions of the shown rows in the data, or among those saved."""
+        return np.arange(len(self.codes)) if self.data is None else self.data.rows
+
+    def given(self) -> Data:
+        """Return the rows of data; an error where a figure needs them and none were given."""
+        if self.data is None:
+            raise InputError("this figure shows rows, and none were given; give X")
+        return self.data
 
     def whose(self) -> str:
         """Say whose codes these are."""
@@ -100,3 +117,8 @@ class Evidence:
         assert self.data is not None
         batch = self.data.everything.rows(torch.from_numpy(rows))
         return batch, examine(self.ae.model_, batch, self.ae.schema_)
+
+
+def _refuse_unfitted(ae: Autoencoder) -> None:
+    if not hasattr(ae, "model_"):
+        raise InputError("the model is not fitted, so there is nothing to draw; call fit first")

@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const $ = (id) => document.getElementById(id);
-  const { history, judged, latent } = JSON.parse($("report-data").textContent);
+  const { history, judged, phases, latent } = JSON.parse($("report-data").textContent);
   const root = document.documentElement;
   const tip = $("tip");
 
@@ -50,23 +50,24 @@
   }
 
   // --- loss curves: the numbers under the pointer -----------------------------------------------
-  for (const box of document.querySelectorAll(".hover")) {
-    const chart = box.querySelector("svg").dataset;
-    const term = box.dataset.term;
-    box.addEventListener("pointermove", (event) => {
-      const frame = box.getBoundingClientRect();
+  for (const svg of document.querySelectorAll("svg[data-term]")) {
+    const chart = svg.dataset, term = chart.term;
+    svg.addEventListener("pointermove", (event) => {
+      const frame = svg.getBoundingClientRect();
       const at = ((event.clientX - frame.left) / frame.width) * 400;
       const share = (at - chart.start) / (chart.end - chart.start);
-      const epoch = Number(chart.low) + share * (chart.high - chart.low);
+      const step = Number(chart.low) + share * (chart.high - chart.low);
       const row = history.reduce((best, r) =>
-        Math.abs(r.epoch - epoch) < Math.abs(best.epoch - epoch) ? r : best);
+        Math.abs(r.step - step) < Math.abs(best.step - step) ? r : best);
       showTip(event.clientX, event.clientY, [
+        ["step", format(row.step)],
         ["epoch", format(row.epoch)],
+        ...("phase" in row && phases[row.phase] ? [["phase", phases[row.phase]]] : []),
         ["training batches", format(row[`train_${term}`])],
         [judged, format(row[`valid_${term}`])],
       ]);
     });
-    box.addEventListener("pointerleave", hideTip);
+    svg.addEventListener("pointerleave", hideTip);
   }
 
   // --- the latent explorer -----------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,20 @@ import numpy as np
 from refold.data.sinks import atomic_path
 from refold.errors import missing_extra
 from refold.estimator import Autoencoder
-from refold.report import atoms, latent, losses, overview, rows
+from refold.report import explorer, overview, rows
+from refold.report.charts import LineChart
 from refold.report.evidence import ALPHA, MOST, Evidence
+from refold.report.figures import code, decoder, draw, points, restoring, training
+from refold.report.figures.figure import Figure, Panel, read
 from refold.report.text import LONGEST, number, percent, script_json, shortened
+from refold.uses import inspect
 from refold.version import VERSION
 
 COMPARED = 8  # rows beside their reconstructions
 WORST = 12  # worst-reconstructed rows
+WIDE = 12  # units from which profiles of all are worth a chart
 HERE = Path(__file__).parent
+CURVE_KEYS = Figure("", (), keys=(("line given", "as given"), ("line back", "as it comes back")))
 
 
 def write(
@@ -52,12 +59,14 @@ def write(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"number": number, "percent": percent, "short": shortened}
-    script = (HERE / "page.js").read_text(encoding="utf-8")
+    environment.filters |= {
+        "number": number, "percent": percent, "short": shortened, "curve": _curve
+    }  # fmt: skip
+    script = f"{read('page.js')}\n{read('orbit.js')}"
     page = environment.get_template("page.html.jinja").render(
         **contents(evidence),
         title=title or _title(data, ae),
-        style=(HERE / "page.css").read_text(encoding="utf-8"),
+        style=_style(),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         longest=LONGEST,
@@ -69,22 +78,25 @@ def write(
 
 
 def contents(evidence: Evidence) -> dict[str, Any]:
-    """Everything the template shows, by name."""
+    """Everything the template shows, by name; a figure that has nothing to show is empty text."""
     ae, data = evidence.ae, evidence.data
     compared, worst = [], []
     if data is not None:
         drawn = np.random.default_rng(ae.seed).permutation(data.rows)[:COMPARED]
         compared = rows.row_views(evidence, np.sort(drawn))
         worst = rows.row_views(evidence, np.argsort(data.score, kind="stable")[:WORST])
-    dictionary, whole = atoms.atoms(evidence)
-    thumbnails = latent.thumbnails(evidence)
-    explored = latent.explorer(evidence)
-    judged = "held-out rows" if ae.calibration_.held_out else "training rows, weights at rest"
-    learnt = losses.losses(ae.history_)
-    history = [{k: float(row[k]) for k in learnt.names if k in row} for row in ae.history_]
+    thumbnails = explorer.thumbnails(evidence)
+    explored = explorer.explorer(evidence)
+    history = History.of(ae)
     explored["sheet"] = None if thumbnails is None else [
         thumbnails.columns, thumbnails.width, thumbnails.height
     ]  # fmt: skip
+    embedded = {
+        "history": [{k: float(row[k]) for k in history.names if k in row} for row in ae.history_],
+        "judged": training.judged_rows(ae),
+        "phases": list(getattr(ae.run_, "phases", ()) or ()),
+        "latent": explored,
+    }
     return {
         "ae": ae,
         "data": data,
@@ -93,20 +105,91 @@ def contents(evidence: Evidence) -> dict[str, Any]:
         "facts": overview.facts(evidence),
         "overview": overview.overview(evidence),
         "choices": overview.choices(evidence),
-        "losses": learnt,
-        "judged": judged,
+        "history": history,
+        "phases": training.phase_starts(ae),
         "compared": compared,
         "worst": worst,
         "cells_shown": rows.CELLS,
+        "curve_keys": CURVE_KEYS.html(),
         "alpha": ALPHA,
         "most": MOST,
-        "units": latent.units(evidence),
-        "most_units": latent.UNITS,
-        "dictionary": dictionary,
-        "dictionary_whole": whole,
+        "remarks": code.remarks(evidence.codes),
+        "skipping": ae.model_.skipping,
         "thumbnails": thumbnails,
-        "json": script_json({"history": history, "judged": judged, "latent": explored}),
+        **{name: figure.html() if figure.panels else "" for name, figure in drawn_of(evidence)},
+        "json": script_json(embedded),
     }
+
+
+def drawn_of(evidence: Evidence) -> list[tuple[str, Figure]]:
+    """Every figure of the page by the template's name for it; those that do not apply are empty."""
+    ae, nothing, size = evidence.ae, Figure("", ()), evidence.codes.shape[1]
+    found = inspect.dictionary(ae.model_, ae.schema_)
+    alone = not ae.model_.skipping and len(evidence.codes) > 0
+    several = len(evidence.codes) > 1
+    restorable = restoring.restorable(evidence)
+    return [
+        ("training", training.losses_of(ae)),
+        ("health", training.health_of(ae)),
+        ("prefixes", training.prefixes(ae) if ae.quality_.curve else nothing),
+        ("deep", _deep(evidence) if size > 2 and len(evidence.codes) > 3 else nothing),
+        ("profiles", code.profiles_of(evidence) if size > WIDE else nothing),
+        ("histograms", code.histograms_of(evidence)),
+        ("activity", code.activity_of(evidence)),
+        ("codes", code.codes_of(evidence) if evidence.data is not None else nothing),
+        ("correlation", code.correlation_of(evidence) if several and size > 1 else nothing),
+        ("dictionary", nothing if found is None else decoder.dictionary_of(evidence)),
+        ("units", decoder.units_of(evidence) if alone and not _whole(found) else nothing),
+        ("walks", decoder.traversals_of(evidence) if alone and several else nothing),
+        ("restoration", restoring.restoration_of(evidence) if restorable else nothing),
+    ]
+
+
+def _whole(found: inspect.Dictionary | None) -> bool:
+    """Whether the dictionary says everything: units one by one would repeat it."""
+    return found is not None and found.whole
+
+
+def _deep(evidence: Evidence) -> Figure:
+    """Draw the codes' principal components in three dimensions, in the explorer's first colours."""
+    return points.scatter_of(evidence, explorer.first_choice(evidence), 3, "pca")
+
+
+@dataclass(frozen=True)
+class History:
+    """The numbers of training: names of columns, rows of text, and the row that was kept."""
+
+    names: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    best: int
+
+    @classmethod
+    def of(cls, ae: Autoencoder) -> History:
+        """Lay out a model's history."""
+        names = tuple(sorted(dict.fromkeys(k for row in ae.history_ for k in row), key=_place))
+        table = tuple(tuple(number(row.get(k)) for k in names) for row in ae.history_)
+        return cls(names, table, training.best_row(ae.history_) if ae.history_ else 0)
+
+
+def _place(name: str) -> int:
+    """Order of columns: where, training, held out, the rest, time."""
+    starts = (training.TRAIN, training.HELD, training.NORM)
+    found = [i + 1 for i, start in enumerate(starts) if name.startswith(start)]
+    return found[0] if found else 4 * (name == "seconds")
+
+
+def _curve(chart: LineChart) -> str:
+    """Draw a long vector beside its reconstruction."""
+    return Panel(draw.line_chart(chart, 96), 400, 116, label=chart.title).svg()
+
+
+def _style() -> str:
+    """Styles of the page: the reader's light or dark, or what the page's button says."""
+    dark = read("dark.css")
+    chosen = dark.replace(":root", ':root[data-theme="dark"]')
+    wanted = dark.replace(":root", ':root:not([data-theme="light"])')
+    media = f"@media (prefers-color-scheme: dark) {{{wanted}}}"
+    return "\n".join((read("theme.css"), media, chosen, read("figures.css"), read("page.css")))
 
 
 def _title(data: Any, ae: Autoencoder) -> str:

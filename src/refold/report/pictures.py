@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 LARGEST = 112  # pixels a side in the page
+PHOTO = 4000  # characters from which a picture in colour may lose what nobody sees
+PALETTE = 1500  # pixels from which a signed picture has a palette
+MANY, SMALL = 500, 20  # rows from which pictures in the sheet are smaller, and their side
+STRIP = 40  # pixels a side of one picture among several in a row
 THUMB = 32  # pixels a side in the sheet of all rows
 POSITIVE, NEGATIVE = (222, 110, 20), (30, 126, 200)  # an orange and a blue for any background
 
@@ -23,7 +27,15 @@ def data_uri(pixels: NDArray[np.uint8], side: int = LARGEST) -> str:
     picture = Pillow.fromarray(pixels)
     if max(picture.size) > side:
         picture.thumbnail((side, side), Pillow.Resampling.LANCZOS)
-    return encoded(picture, "PNG")
+    return smallest(picture)
+
+
+def smallest(picture: Pillow.Image) -> str:
+    """Encode without loss, or a photograph, for which that is large, as JPEG."""
+    exact = encoded(picture, "PNG")
+    if picture.mode != "RGB" or len(exact) < PHOTO:
+        return exact
+    return min(exact, encoded(picture, "JPEG"), key=len)
 
 
 def encoded(picture: Pillow.Image, kind: str) -> str:
@@ -51,10 +63,44 @@ def to_bytes(x: Pixels) -> NDArray[np.uint8]:
 
 def signed(x: Pixels, top: float) -> str:
     """Picture of ``x`` ``[H, W]``: orange above zero, blue below, clear at zero, full at top."""
+    if x.size < PALETTE:
+        return data_uri(_signed_pixels(x, top))
+    steps = np.linspace(-1, 1, 255)
+    level = np.rint((np.clip(x / (top or 1.0), -1, 1) + 1) * 127).astype(np.uint8)
+    colours = _signed_pixels(steps[None], 1.0)[0]
+    whole = Pillow.fromarray(level).convert("P")
+    whole.putpalette(colours[:, :3].tobytes())
+    whole.info["transparency"] = colours[:, 3].tobytes()
+    return encoded(whole, "PNG")
+
+
+def _signed_pixels(x: Pixels, top: float) -> NDArray[np.uint8]:
     strength = np.clip(np.abs(x) / (top or 1.0), 0, 1)
     colour = np.where((x >= 0)[..., None], POSITIVE, NEGATIVE)
     alpha = np.rint(strength * 255)[..., None]
-    return data_uri(np.concatenate([colour, alpha], 2).astype(np.uint8))
+    return np.concatenate([colour, alpha], 2).astype(np.uint8)
+
+
+def signed_strip(x: NDArray[np.floating], top: float) -> str:
+    """Picture of numbers ``[n]``, or of rows of them ``[m, n]``, one pixel each."""
+    return data_uri(_signed_pixels(np.atleast_2d(x), top), 4096)
+
+
+def strip(x: Pixels) -> str:
+    """Pictures ``[n, C, H, W]`` in [0, 1] side by side in one, with a clear line between them."""
+    small = [Pillow.fromarray(to_bytes(row[:3])) for row in x]
+    for picture in small:
+        if max(picture.size) > STRIP:
+            picture.thumbnail((STRIP, STRIP), Pillow.Resampling.LANCZOS)
+    width, height = small[0].size
+    photo = x.shape[1] > 1 and width * height * len(small) > PALETTE
+    gap = 0 if photo else max(1, width // 14)  # photographs have no clear colour
+    size = (len(small) * width + (len(small) - 1) * gap, height)
+    mode = "RGB" if photo else "RGBA" if x.shape[1] > 1 else "LA"
+    whole = Pillow.new(mode, size)
+    for i, picture in enumerate(small):
+        whole.paste(picture.convert(mode), (i * (width + gap), 0))
+    return smallest(whole)
 
 
 @dataclass(frozen=True)
@@ -70,7 +116,7 @@ class Sheet:
 def sheet(x: Pixels) -> Sheet:
     """Lay out pictures ``[n, C, H, W]`` in [0, 1] as one."""
     n, channels, height, width = x.shape
-    scale = min(1.0, THUMB / max(height, width))
+    scale = min(1.0, (THUMB if n < MANY else SMALL) / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     columns = math.ceil(math.sqrt(n))
     whole = Pillow.new(
@@ -80,4 +126,6 @@ def sheet(x: Pixels) -> Sheet:
         small = Pillow.fromarray(to_bytes(row[:3]))
         small = small if small.size == size else small.resize(size, Pillow.Resampling.LANCZOS)
         whole.paste(small, (i % columns * size[0], i // columns * size[1]))
+    if channels == 1 and n >= MANY:
+        whole = whole.quantize(16)
     return Sheet(encoded(whole, "PNG" if channels == 1 else "JPEG"), columns, *size)

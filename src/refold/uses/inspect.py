@@ -31,12 +31,20 @@ class Quality:
     ``kept`` is the share of the variance of all numbers and class indicators that survives,
     ``pca_kept`` the same of as many principal components; ``squared_error`` is per row, in the
     model's own scale (standard deviations; [0, 1] for pixels); ``rows`` says how many were judged.
+    ``curve``, of a model whose code is ordered, holds ``(d, kept, pca_kept)`` for codes cut after
+    ``d`` entries, see :func:`prefix_curve`.
     """
 
     kept: float
     pca_kept: float
     squared_error: float
     rows: int
+    curve: tuple[tuple[int, float, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        # JSON has no tuples.
+        points = tuple((int(d), float(kept), float(pca)) for d, kept, pca in self.curve)
+        object.__setattr__(self, "curve", points)
 
     def sentence(self, size: int) -> str:
         """Say it in words."""
@@ -56,6 +64,39 @@ def quality(model: Model, rows: Batch, schema: Schema, principal: Principal) -> 
         float((views - predicted).double().square().nansum() / len(rows)),
         len(rows),
     )
+
+
+@torch.inference_mode()
+def prefix_curve(
+    model: Model, rows: Batch, schema: Schema, principal: Principal, most: int = 24
+) -> tuple[tuple[int, float, float], ...]:
+    """Variance kept by codes cut after ``d`` entries, the rest zero, beside ``d`` components'.
+
+    ``(d, kept, pca_kept)`` for up to ``most`` values of ``d`` spread over 1..D, both ends among
+    them. Decoders that see more than the code (:attr:`Model.skipping`) see it here too.
+    """
+    views, _ = expectations(model, rows, schema)
+    size, mean = model.latent.size, principal.mean.float().cpu()
+    found: list[tuple[int, float, float]] = []
+    for d in sorted({round(v) for v in np.linspace(1, size, min(most, size))}):
+        kept = kept_variance(views, _predicted(model, rows, schema, d), mean)
+        found.append((d, kept, pca_kept(views, principal.to("cpu"), d)))
+    return tuple(found)
+
+
+def _predicted(model: Model, rows: Batch, schema: Schema, first: int) -> Tensor:
+    """Return what the model expects ``[n, V]`` with the code's first entries alone."""
+    model.eval()
+    device, predicted = model.fusion.last_bias().device, list[Tensor]()
+    for part, count in inference.portions(rows):
+        code, skips = model.encode(inference.guard(part, schema).to(device))
+        z = torch.where(torch.arange(model.latent.size, device=device) < first, code.z, 0.0)
+        means = [
+            model.likelihoods[k].expected(p)[:count].cpu()
+            for k, p in model.decode(z, skips).items()
+        ]
+        predicted.append(torch.cat(means, 1))
+    return torch.cat(predicted)
 
 
 @torch.inference_mode()
@@ -221,15 +262,16 @@ def dictionary(model: Model, schema: Schema) -> Dictionary | None:
     for name, spine in model.backbones.items():
         block, at = up[at : at + spine.decoded], at + spine.decoded
         if isinstance(spine, Flat | Embed):
-            labels[name] = tuple(_labels(schema.fields[name]))
+            labels[name] = entry_labels(schema.fields[name])
             atoms[name] = block[: len(labels[name])]
     return Dictionary(atoms, labels, not path.beside) if atoms else None
 
 
-def _labels(own: Field) -> list[str]:
+def entry_labels(own: Field) -> tuple[str, ...]:
+    """Name each of the ``V`` numbers that a linear method sees of a field: a class by its level."""
     if not isinstance(own, Classes):
-        return list(own.entries)
+        return own.entries
     columns = zip(own.columns, own.levels, strict=True)
     if isinstance(own, Binary):
-        return [f"{name} = {levels[-1]}" for name, levels in columns]
-    return [f"{name} = {level}" for name, levels in columns for level in levels]
+        return tuple(f"{name} = {levels[-1]}" for name, levels in columns)
+    return tuple(f"{name} = {level}" for name, levels in columns for level in levels)

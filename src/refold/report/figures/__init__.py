@@ -1,0 +1,34 @@
+"""Figures about a fitted model: each function returns a :class:`Figure` to show or to save.
+
+>>> import numpy as np, refold
+>>> from refold.report import figures
+>>> X = np.random.default_rng(0).normal(size=(60, 5))
+>>> ae = refold.Autoencoder(2, epochs=1).fit(X)
+>>> figures.histograms(ae, X).title
+'Histograms of the units'
+"""
+
+from refold.report.figures.code import activity, codes, correlation, histograms
+from refold.report.figures.decoder import dictionary, traversals, units
+from refold.report.figures.figure import Figure, Panel
+from refold.report.figures.points import scatter
+from refold.report.figures.restoring import restoration
+from refold.report.figures.rows import pairs
+from refold.report.figures.training import losses, prefixes
+
+__all__ = [
+    "Figure",
+    "Panel",
+    "activity",
+    "codes",
+    "correlation",
+    "dictionary",
+    "histograms",
+    "losses",
+    "pairs",
+    "prefixes",
+    "restoration",
+    "scatter",
+    "traversals",
+    "units",
+]

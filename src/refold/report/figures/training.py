@@ -1,0 +1,163 @@
+"""How training went, and how much each length of an ordered code keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from refold.errors import InputError
+from refold.estimator import Autoencoder
+from refold.report.charts import line_chart
+from refold.report.figures import draw
+from refold.report.figures.figure import Figure, Panel
+from refold.report.text import number, shortened
+from refold.training.fit import Row
+
+TRAIN, HELD, NORM = "train_", "valid_", "grad_"
+BOX, BOTTOM, SIZE = (52.0, 8.0, 392.0, 168.0), 168.0, (400.0, 190.0)
+LAYERS = 8  # curves of gradient norms that colours tell apart
+
+
+def losses(ae: Autoencoder) -> Figure:
+    """Draw the loss and each of its terms over the steps, in training and held out.
+
+    Where training had several phases, lines with their names part them; norms of each layer's
+    gradient and the number of silent units follow where they were recorded. Raises
+    :class:`InputError` for a model that took no steps.
+    """
+    if not hasattr(ae, "history_"):
+        raise InputError("the model is not fitted, so there is nothing to draw; call fit first")
+    found = losses_of(ae)
+    if not found.panels:
+        raise InputError("no steps were trained, so there are no losses to draw")
+    return found
+
+
+def losses_of(ae: Autoencoder) -> Figure:
+    """Draw the history; without steps a figure without panels."""
+    history, judged = ae.history_, judged_rows(ae)
+    if len(history) < 2:
+        return Figure("Training", ())
+    phases = phase_starts(ae)
+    terms = terms_of(history)
+    shown = ["loss", *terms] if len(terms) > 1 else ["loss"]
+    panels = [_term(term, history, phases, len(shown) > 1) for term in shown]
+    keys = [("line train", "training batches"), ("line held", judged)]
+    keys.append(("kept", "the weights that were kept"))
+    note = "In nats per row, weighted as in the objective, by step."
+    return Figure("Training", tuple(panels), note, tuple(keys), tile=19, columns=2)
+
+
+def judged_rows(ae: Autoencoder) -> str:
+    """Say which rows the evaluations were of."""
+    return "held-out rows" if ae.calibration_.held_out else "training rows, weights at rest"
+
+
+def terms_of(history: Sequence[Row]) -> list[str]:
+    """Names of the objective's terms, without their sum."""
+    names = dict.fromkeys(
+        k.removeprefix(p) for row in history for p in (TRAIN, HELD) for k in row if k.startswith(p)
+    )
+    return [t for t in names if t != "loss"]
+
+
+def best_row(history: Sequence[Row]) -> int:
+    """Position of the evaluation whose weights were kept: the best of the last phase."""
+    last = history[-1].get("phase", 0.0)
+    held = [
+        r.get(f"{HELD}loss", float("inf")) if r.get("phase", 0.0) == last else float("inf")
+        for r in history
+    ]
+    return held.index(min(held))
+
+
+def phase_starts(ae: Autoencoder) -> list[tuple[float, str]]:
+    """Step at which each phase of a run begins, and its name; empty where it had but one."""
+    names: tuple[str, ...] = tuple(getattr(ae.run_, "phases", ()) or ())
+    starts: dict[int, float] = {}
+    for row in ae.history_:
+        if "phase" in row:
+            starts.setdefault(int(row["phase"]), row["step"])
+    if len(starts) < 2:
+        return []
+    return [
+        (step, shortened(names[i] if i < len(names) else f"phase {i + 1}", 24))
+        for i, step in starts.items()
+    ]
+
+
+def _term(
+    term: str, history: Sequence[Row], phases: Sequence[tuple[float, str]], several: bool
+) -> Panel:
+    curves: list[tuple[str, list[float], list[float]]] = []
+    for name, prefix in (("train", TRAIN), ("held", HELD)):
+        found = [(r["step"], r[prefix + term]) for r in history if prefix + term in r]
+        if found:
+            curves.append((name, [e for e, _ in found], [v for _, v in found]))
+    mark = history[best_row(history)]["step"]
+    chart = line_chart(term, curves, box=BOX, log=True, mark=mark, phases=phases)
+    caption = "loss, the sum of all terms" if term == "loss" and several else shortened(term)
+    ends = {"low": f"{chart.x.low:g}", "high": f"{chart.x.high:g}"}
+    data = {"term": term, **ends, "start": f"{chart.x.start:g}", "end": f"{chart.x.end:g}"}
+    note = "log scale, by step" if chart.y.log else "by step"
+    return Panel(draw.line_chart(chart, BOTTOM), *SIZE, caption, note, term, data)
+
+
+def health_of(ae: Autoencoder) -> Figure:
+    """Draw the norm of each layer's gradient and the units that were silent, where recorded."""
+    history, panels, keys = ae.history_, list[Panel](), list[tuple[str, str]]()
+    phases = phase_starts(ae)
+    layers = list(dict.fromkeys(k for r in history for k in r if k.startswith(NORM)))
+    curves: list[tuple[str, list[float], list[float]]] = []
+    for i, layer in enumerate(_spaced(layers)):
+        found = [(r["step"], r[layer]) for r in history if r.get(layer, 0.0) > 0]
+        if len(found) > 1:
+            curves.append((f"s{i % LAYERS}", [s for s, _ in found], [v for _, v in found]))
+            keys.append((f"line s{i % LAYERS}", layer.removeprefix(NORM)))
+    if curves:
+        chart = line_chart("gradient", curves, box=BOX, log=True, phases=phases)
+        note = ("log scale, " if chart.y.log else "") + "by step"
+        panels.append(
+            Panel(draw.line_chart(chart, BOTTOM), *SIZE, "Norm of each layer's gradient,", note)
+        )
+    dead = [(r["step"], r["dead_units"]) for r in history if "dead_units" in r]
+    if len(dead) > 1 and any(v > 0 for _, v in dead):
+        curve = ("held", [s for s, _ in dead], [v for _, v in dead])
+        chart = line_chart("dead units", [curve], box=BOX, phases=phases, floor=0.0)
+        final = f"{number(dead[-1][1])} of {ae.spec_.size} at the end"
+        caption = "Units that were zero in every row,"
+        panels.append(Panel(draw.line_chart(chart, BOTTOM), *SIZE, caption, final))
+    return Figure("Health of training", tuple(panels), "", tuple(keys), tile=19, columns=2)
+
+
+def _spaced(layers: list[str]) -> list[str]:
+    """Pick at most eight layers, the first and the last among them."""
+    if len(layers) <= LAYERS:
+        return layers
+    return [layers[round(i * (len(layers) - 1) / (LAYERS - 1))] for i in range(LAYERS)]
+
+
+def prefixes(ae: Autoencoder) -> Figure:
+    """Draw the variance an ordered code loses when it is cut after its first entries.
+
+    Beside it, what as many principal components lose. Raises :class:`InputError` for a model whose
+    code is not ordered.
+    """
+    curve = getattr(getattr(ae, "quality_", None), "curve", ())
+    if not curve:
+        raise InputError(
+            "the model's code is not ordered, so there is no curve of its prefixes; fit with a "
+            "latent whose entries are ordered"
+        )
+    sizes = [float(d) for d, _, _ in curve]
+    lines = [
+        ("pca", sizes, [1 - p for _, _, p in curve]),
+        ("model", sizes, [1 - k for _, k, _ in curve]),
+    ]
+    chart = line_chart("error", lines, box=BOX, floor=0.0)
+    panel = Panel(
+        draw.line_chart(chart, BOTTOM), *SIZE, "Share of the variance that is lost,",
+        "by entries of the code that are kept", "error of code prefixes",
+    )  # fmt: skip
+    keys = (("line model", "this model, its code cut short"), ("line pca", "as many components"))
+    note = "One model gives every smaller code: the first entries matter most."
+    return Figure("Prefixes of the code", (panel,), note, keys, tile=19, columns=1)
