@@ -373,6 +373,10 @@ TYPED = {
     "weights=3": "a name or {'field': number",
     "weights={'numeric': 'x'}": "a name or {'field': number",
     "validation=x": "a number",
+    "tied=2": "True or False or a name",
+    "pretrain=5": "a name",
+    "freeze=4": "names with commas",
+    "min_delta=x": "a number",
 }
 
 

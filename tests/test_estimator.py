@@ -163,7 +163,7 @@ def test_the_code_size_is_chosen_from_the_data_and_said():
         ({"weights": {"y": 2.0}}, "unknown field in weights"),
         ({"penalties": ["contractive"]}, "unknown penalty"),
         ({"fields": {"z": "numeric"}}, "unknown column 'z'"),
-        ({"hidden": (0,)}, "stage 1: width is 0"),
+        ({"hidden": (0,)}, "hidden, stage 1: width is 0"),
     ],
 )
 def test_bad_options_are_sentences(options, message):

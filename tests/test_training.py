@@ -8,7 +8,7 @@ from sklearn.decomposition import PCA
 import refold
 from refold.assemble import Wishes, assemble
 from refold.data.containers import container
-from refold.data.corruptions import GaussianNoise, Masking, corruptions
+from refold.data.corruptions import GaussianNoise, Masking
 from refold.data.schema import Schema
 from refold.errors import InputError
 from refold.table import Table
@@ -265,3 +265,16 @@ def test_bad_plans_are_sentences(options, message):
     model = assembled(data(), latent=2)[0]
     with pytest.raises(InputError, match=message):
         Plan.choose(100, **options).make_optimizer(model)
+
+
+@pytest.mark.parametrize("latent", ["topk(size=12, k=2, alpha=3)", "lifetime(size=12, k=3)"])
+def test_held_out_rows_are_judged_under_the_constraint_of_training(latent):
+    model, rows, _ = assembled(data(n=40), latent=latent, recipe="sparse")
+    judged = loop.evaluate(model, rows, None, 0, portion=10)["loss"]
+    model.eval()
+    model.latent.train()
+    with torch.no_grad():
+        losses = [float(model(rows.rows(slice(i, i + 10))).loss) for i in range(0, 40, 10)]
+        relaxed = float(model.eval()(rows).loss)
+    assert judged == pytest.approx(np.mean(losses), rel=1e-5)
+    assert judged != pytest.approx(relaxed, rel=1e-3)

@@ -38,8 +38,9 @@ from refold.training.fit import Progress, Watch
 from refold.training.pretrain import LAYERWISE
 from refold.types import Batch
 from refold.uses.anomaly import Calibration
+from refold.uses.encoder import encoder_module
 from refold.uses.inspect import squared_errors
-from refold.uses.supervise import EncoderClassifier, encoder_module
+from refold.uses.supervise import EncoderClassifier
 
 MOST = 1_000_000_000  # epochs, rows of a batch, evaluations: beyond, something was mistyped
 PLANNED = ("epochs", "batch_size", "lr", "optimizer", "schedule", "patience", "min_delta")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -125,9 +126,11 @@ class Concat(Fusion):
             "init": init,
         }
         width_in, width_out = sum(inputs.values()), sum(outputs.values())
-        self.down = Mlp(width_in, hidden, final=into, **kind)
+        with said_of("hidden"):
+            self.down = Mlp(width_in, hidden, final=into, **kind)
         back = mirrored(self.down.layers) if mirror is None else mirror
-        self.up = Mlp(code, back, final=width_out, **kind)
+        with said_of("hidden" if mirror is None else "mirror"):
+            self.up = Mlp(code, back, final=width_out, **kind)
         # Plain values only now that they were read, so that what cannot be read is said as given.
         self.hidden = plain(hidden)
         self.mirror = None if mirror is None else plain(mirror)
@@ -232,6 +235,15 @@ class Direct(Fusion):
     def last_bias(self) -> Tensor:
         """Return the constant that is added to the code."""
         return self.bias
+
+
+@contextmanager
+def said_of(option: str) -> Generator[None]:
+    """Name the option that a wrong stage was found in."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{option}, {error}" if "stage" in str(error) else str(error)) from error
 
 
 def join(hidden: Mapping[str, Tensor], widths: Mapping[str, int]) -> Tensor:

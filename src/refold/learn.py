@@ -25,7 +25,13 @@ from refold.table import Table
 from refold.training.fit import Run, Watch, fit
 from refold.training.plan import Plan
 from refold.training.pretrain import LAYERWISE, fit_layerwise, freeze, start_from
-from refold.training.start import can_start_pca, solved_by_pca, start_constant, start_pca
+from refold.training.start import (
+    can_start_pca,
+    solved_by_pca,
+    start_centred,
+    start_constant,
+    start_pca,
+)
 from refold.types import Batch
 from refold.uses.anomaly import Calibration
 from refold.uses.inspect import Quality, prefix_curve, quality
@@ -155,6 +161,7 @@ def begun(
     """Build the model with the weights it starts from, its ties and its frozen layers."""
     model = chosen.spec.build(schema).to(device)
     start_constant(model, train)
+    start_centred(model, train)
     if can_start_pca(model) and _starts_by_itself(chosen) and not course.tied:
         start_pca(model, train, chosen.principal)
     if course.start is not None:

@@ -134,6 +134,10 @@ class Scale:
         std = np.where(std > 1e-12 * size, std, 1.0)
         return cls(mean, std, centred.min(0) / std, centred.max(0) / std)
 
+    def unit(self) -> Scale:
+        """Return the same with every deviation 1: centred in the data's own unit."""
+        return Scale(self.mean, np.ones_like(self.std), self.low * self.std, self.high * self.std)
+
 
 def numbers(column: Arrow, name: str) -> NDArray[np.float64]:
     """Cast a scalar column to float64, NaN where missing; text that is no number is an error."""

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from refold.casting import as_dtype
-from refold.errors import InputError
+from refold.errors import InputError, unknown
 from refold.fields.base import Encoded, Field, register
 from refold.fields.numeric import Scale, far_out, refuse_infinite, standardise, tensors
 from refold.table import Column
+
+SCALES = ("auto", "standard", "pooled", "centred")
 
 
 @final
@@ -25,6 +27,7 @@ class Vector(Field):
 
     ``scale="standard"`` divides each entry by its own standard deviation, ``"pooled"`` all
     entries by one, so that entries of one unit (pixels, spectra) keep their relative size.
+    ``"centred"`` takes the mean away and leaves the unit as it is.
     ``"auto"`` pools where most entries share the same smallest and largest value, as pixels do.
     """
 
@@ -39,8 +42,8 @@ class Vector(Field):
     dtype: str = "float64"
 
     def __post_init__(self) -> None:
-        if self.scale not in ("auto", "standard", "pooled"):
-            raise InputError(f"scale is '{self.scale}'; expected 'auto', 'standard' or 'pooled'")
+        if self.scale not in SCALES:
+            raise unknown("scale", self.scale, SCALES)
 
     def fit(self, columns: Mapping[str, Column]) -> Self:
         """Learn each entry's mean, scale and range."""
@@ -49,6 +52,7 @@ class Vector(Field):
         refuse_infinite(values, tuple(f"{self.columns[0]}{i}" for i in range(values.shape[1])))
         pooled = self.scale == "pooled" or (self.scale == "auto" and same_unit(values))
         scale = Scale.of(values, pooled)
+        scale = scale.unit() if self.scale == "centred" else scale
         return replace(
             self,
             mean=tuple(scale.mean.tolist()),

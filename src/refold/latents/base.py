@@ -23,6 +23,9 @@ class Latent(nn.Module, ABC):
     """Whether codes follow a known prior, so that :meth:`sample` can draw new ones."""
     ordered: ClassVar[bool] = False
     """Whether any prefix of the code is a code of a smaller model."""
+    relaxed: bool = False
+    """Whether evaluation relaxes the constraint of training. The loop then judges held-out rows
+    with the constraint in place: the decoder was not trained for denser codes."""
     progress: float = 1.0
     """Share of the training run that has passed; costs with a warm-up read it while training."""
 

@@ -47,6 +47,7 @@ class TopK(Latent):
         if not 1 <= alpha < float("inf"):
             raise InputError(f"top-k's alpha is {alpha}; it must be a number from 1 on")
         self.k, self.absolute, self.alpha = k, absolute, alpha
+        self.relaxed = alpha > 1
 
     @property
     def width(self) -> int:
@@ -128,6 +129,7 @@ class WinnerTakeAll(Latent):
             )
         self.fraction, self.k, self.top, self.maps = fraction, k, top, maps
         self.activation = _known(activation)
+        self.relaxed = True
 
     @property
     def width(self) -> int:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from refold.data.corruptions import Corruption
 from refold.errors import InputError
+from refold.latents import Latent
 from refold.training.checks import first_broken_layer, gradient_norms
 from refold.training.machine import fitting_threads, keep_freed_memory
 from refold.training.plan import Plan
@@ -116,6 +117,7 @@ def fit(
     set_rate(optimizer, rates[0])
     best: dict[str, Tensor] = {}
     totals = Totals()
+    portion = plan.batch_size if relaxed(model) else VALIDATION_ROWS
     judged, judged_inputs = (train, inputs) if held_out is None else (held_out, held_inputs)
 
     def evaluated() -> bool:
@@ -125,7 +127,7 @@ def fit(
         row["lr"] = optimizer.param_groups[0]["lr"]
         fitted, totals = totals.means(), Totals()
         row |= {f"train_{k}": v for k, v in fitted.items()}
-        held = evaluate(model, judged, corruption, seed, judged_inputs)
+        held = evaluate(model, judged, corruption, seed, judged_inputs, portion)
         row |= {f"valid_{k}": v for k, v in held.items() if k != "dead_units"}
         row |= {k: v for k, v in held.items() if k == "dead_units"}
         row |= {f"grad_{k}": v for k, v in gradient_norms(model).items()}
@@ -238,20 +240,24 @@ def evaluate(
     corruption: Corruption | None,
     seed: int,
     inputs: Batch | None = None,
+    portion: int = VALIDATION_ROWS,
 ) -> Row:
     """Mean over the rows of the loss and of every term, with one fixed draw of the corruption.
 
-    ``dead_units`` counts the entries of the code that are zero in every row.
+    A latent that is relaxed in evaluation is constrained here as in training, over ``portion`` rows
+    at a time. ``dead_units`` counts the entries of the code that are zero in every row.
     """
     model.eval()
+    for part in relaxed(model):
+        part.train()
     totals = Totals()
     device = next(iter(rows.x.values())).device
     draw = torch.Generator(device).manual_seed(seed + 1)
     alive: Tensor | None = None
-    for start in range(0, len(rows), VALIDATION_ROWS):
-        part = slice(start, start + VALIDATION_ROWS)
-        clean = rows.rows(part)
-        batch = clean if inputs is None else inputs.rows(part)
+    for start in range(0, len(rows), portion):
+        at = slice(start, start + portion)
+        clean = rows.rows(at)
+        batch = clean if inputs is None else inputs.rows(at)
         output: Outcome = model(batch if corruption is None else corruption(batch, draw), clean)
         totals.add(output.costs, len(clean))
         if output.code is not None:
@@ -259,6 +265,11 @@ def evaluate(
             alive = active if alive is None else alive | active
     means = totals.means()
     return means if alive is None else {**means, "dead_units": float((~alive).sum())}
+
+
+def relaxed(model: nn.Module) -> list[nn.Module]:
+    """Return the latents whose constraint holds in training only."""
+    return [m for m in model.modules() if isinstance(m, Latent) and m.relaxed]
 
 
 def refuse_nan(row: Row, model: nn.Module, rows: Batch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from refold.backbones import Flat
 from refold.fields import Field
@@ -19,6 +19,7 @@ from refold.types import Batch
 KEEP = 0.9  # share of the variance that a chosen code size lets PCA keep
 WIDEST = 64  # largest code chosen without being asked
 SAMPLE = 20_000  # rows that are enough to judge a spectrum
+ENOUGH = 1024  # rows that are enough to judge a mean
 
 
 def design(heads: Mapping[str, Likelihood], rows: Batch) -> Tensor:
@@ -102,6 +103,22 @@ def start_constant(model: Model, rows: Batch) -> None:
         if not spine.start_at(params):
             bias[at : at + spine.decoded] = params
         at += spine.decoded
+
+
+@torch.no_grad()
+def start_centred(model: Model, rows: Batch) -> None:
+    r"""Let the body's first layer meet centred numbers: :math:`b \leftarrow b - W \bar c`.
+
+    Pixels are all positive; a unit whose weights sum to less than nothing would answer every image
+    with a negative number, and behind a rectifier or among the largest k never be heard of.
+    """
+    lead = next((m for m in model.fusion.modules() if isinstance(m, nn.Linear)), None)
+    bias: Tensor | None = None if lead is None else lead.bias
+    if lead is None or bias is None:
+        return
+    sample = rows.rows(slice(None, None, max(1, len(rows) // ENOUGH)))
+    hidden = {k: b.encode(sample.x[k], sample.observed[k])[0] for k, b in model.backbones.items()}
+    bias -= lead.weight @ torch.cat([hidden[k] for k in model.fusion.inputs], 1).mean(0)
 
 
 def can_start_pca(model: Model) -> bool:
