@@ -102,7 +102,7 @@ def test_every_parameter_of_a_rich_network_learns_and_rows_stay_apart(up, skips)
 
 @pytest.mark.parametrize("up", ["transpose", "upsample"])
 @pytest.mark.parametrize("down", ["stride", "pool"])
-@pytest.mark.parametrize("side", [(4, 4), (5, 7), (28, 28), (29, 17), (4, 31), (1, 1)])
+@pytest.mark.parametrize("side", [(4, 4), (5, 7), (28, 28), (29, 17), (4, 31), (3, 3)])
 def test_convolutions_restore_any_size(side, down, up):
     spine = Conv(image(1, *side), channels=(4, 6), repeat=2, down=down, up=up, norm="layer")
     h, _ = spine.encode(torch.rand(2, 1, *side), None)
@@ -441,6 +441,9 @@ def test_layer_norm_of_maps_is_over_all_channels_and_positions():
     torch.testing.assert_close(h.var(1, correction=0), torch.ones(4), atol=1e-3, rtol=0)
 
 
+POOLED = {"channels": 4, "pool": 4}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -467,20 +470,24 @@ def test_layer_norm_of_maps_is_over_all_channels_and_positions():
         ({"stages": ({"channels": 6, "attention": -1},)}, "attention is -1; it must be 0 or more"),
         ({"stages": ({"channels": 6, "attention": 4},)}, "6 channels do not part into 4 heads"),
         (
-            {"stages": (4, 4, {"channels": 4, "kernel": 8, "padding": 0})},
-            r"stage 3 \(kernel 8, padding 0\) does not fit its input of 9x6",
+            {"stages": (4, {"channels": 4, "pool": 2}, {"channels": 4, "kernel": 5, "padding": 0})},
+            r"stage 3 \(kernel 5, padding 0\) does not fit its input of 5x3",
         ),
         (
             {"stages": ({"channels": 4, "pool": 4}, {"channels": 4, "kernel": 3, "padding": 0})},
             r"stage 2 \(kernel 3, padding 0\) does not fit its input of 3x2",
         ),
         (
-            {"stages": ({"channels": 4, "kernel": 12},), "padding_mode": "reflect"},
-            r"input of 9x6: to pad 6 pixels, 'reflect' needs 7 or more",
+            {"stages": (POOLED, {"channels": 4, "kernel": 6}), "padding_mode": "reflect"},
+            r"input of 3x2: to pad 3 pixels, 'reflect' needs 4 or more",
         ),
         (
-            {"stages": ({"channels": 4, "kernel": 14},), "padding_mode": "circular"},
-            r"input of 9x6: to pad 7 pixels, 'circular' needs 7 or more",
+            {"stages": (POOLED, {"channels": 4, "kernel": 6}), "padding_mode": "circular"},
+            r"input of 3x2: to pad 3 pixels, 'circular' needs 3 or more",
+        ),
+        (
+            {"stages": (POOLED, {"channels": 4, "kernel": 7})},
+            "stage 2 has kernels of 7x7, and the images are 9x6; use kernels of at most 6",
         ),
         (
             {"stages": (4, {"channels": 8, "residual": True})},
@@ -496,9 +503,10 @@ def test_bad_convolutions_are_sentences(options, message):
 
 
 def test_the_largest_padding_that_fits_is_taken():
-    for mode, kernel in (("reflect", 11), ("circular", 13)):
-        spine = Conv(IMAGE, stages=({"channels": 2, "kernel": kernel},), padding_mode=mode)
-        assert spine.encode(example(IMAGE), None)[0].shape == (4, 2 * 54)
+    for mode, kernel in (("reflect", 3), ("circular", 5)):
+        stages = (POOLED, {"channels": 2, "kernel": kernel})
+        spine = Conv(IMAGE, stages=stages, padding_mode=mode)
+        assert spine.encode(example(IMAGE), None)[0].shape == (4, 2 * 6)
 
 
 def test_a_code_alone_does_not_feed_skips():

@@ -72,6 +72,8 @@ def test_every_phase_trains_its_own_pair_alone(monkeypatch):
     assert steps == sorted(steps)
     assert steps[-1] == plan.steps
     assert all(p.requires_grad for p in model.parameters())
+    first = next(row for row in run.history if any(k.startswith("grad_") for k in row))
+    assert {k for k in first if k.startswith("grad_")} == {"grad_fusion.down.0", "grad_fusion.up.4"}
 
 
 def test_a_phase_starts_where_the_one_before_ended():

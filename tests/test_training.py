@@ -278,3 +278,17 @@ def test_held_out_rows_are_judged_under_the_constraint_of_training(latent):
         relaxed = float(model.eval()(rows).loss)
     assert judged == pytest.approx(np.mean(losses), rel=1e-5)
     assert judged != pytest.approx(relaxed, rel=1e-3)
+
+
+def test_a_random_constraint_is_one_draw_on_held_out_rows():
+    model, rows, _ = assembled(data(), recipe="nested", latent=5, hidden=(16,))
+    a, b = (loop.evaluate(model, rows, None, 3)["loss"] for _ in range(2))
+    assert a == b != loop.evaluate(model, rows, None, 4)["loss"]
+
+
+def test_nested_layers_improve_on_the_principal_components_they_start_from():
+    X = np.tanh(data(n=1000))
+    ae = refold.Autoencoder(recipe="nested", latent=5, epochs=60).fit(X)
+    assert ae.run_.best["step"] > 0
+    curve = {d: (kept, pca) for d, kept, pca in ae.quality_.curve}
+    assert curve[2][0] > curve[2][1] + 0.01

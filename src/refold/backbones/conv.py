@@ -208,6 +208,13 @@ class Conv(Backbone):
     def _check_described(self) -> None:
         if not self.described:
             raise InputError("stages is empty; name one or more, or leave it out")
+        height, width = self.geometry.shape[1:]
+        for position, stage in enumerate(self.described, 1):
+            if stage.kernel > min(height, width):
+                raise InputError(
+                    f"stage {position} has kernels of {stage.kernel}x{stage.kernel}, and the images "
+                    f"are {height}x{width}; use kernels of at most {min(height, width)}"
+                )
         if not self.skips:
             return
         if self.up == "flat":

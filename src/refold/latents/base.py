@@ -25,7 +25,7 @@ class Latent(nn.Module, ABC):
     """Whether any prefix of the code is a code of a smaller model."""
     relaxed: bool = False
     """Whether evaluation relaxes the constraint of training. The loop then judges held-out rows
-    with the constraint in place: the decoder was not trained for denser codes."""
+    with the constraint in place: the decoder was trained for no other codes."""
     progress: float = 1.0
     """Share of the training run that has passed; costs with a warm-up read it while training."""
 

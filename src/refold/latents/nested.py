@@ -55,6 +55,7 @@ class Nested(Latent):
         if rate is not None and not 0 < rate < 1:
             raise InputError(f"rate is {rate}; it is a chance, between 0 and 1")
         self.distribution, self.rate = distribution, rate
+        self.relaxed = True
         stop = 2.0 / (size + 1) if rate is None else rate
         decay = 1.0 if distribution == "uniform" else 1.0 - stop
         chances = decay ** torch.arange(size, dtype=torch.float64)

@@ -153,6 +153,7 @@ def fit(
 
     if device.type == "cpu":
         keep_freed_memory()
+    forget_gradients(model)
     try:
         with fitting_threads(model, plan.batch_size):
             trained.set_progress(0.0)
@@ -186,6 +187,7 @@ def fit(
     except KeyboardInterrupt:
         run.stopped = "interrupted"
     trained.set_progress(1.0)
+    forget_gradients(model)
     if best:
         model.load_state_dict(best)
     if plan.steps == 0:
@@ -200,6 +202,12 @@ def batches(rows: Batch, size: int, shuffle: torch.Generator) -> Iterator[Tensor
     device = next(iter(rows.x.values())).device
     while True:
         yield from torch.randperm(len(rows), generator=shuffle).to(device).split(size)
+
+
+def forget_gradients(model: nn.Module) -> None:
+    """Drop every gradient, those of layers that do not learn here too: norms would show them."""
+    for parameter in model.parameters():
+        parameter.grad = None
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:
@@ -245,7 +253,7 @@ def evaluate(
     """Mean over the rows of the loss and of every term, with one fixed draw of the corruption.
 
     A latent that is relaxed in evaluation is constrained here as in training, over ``portion`` rows
-    at a time. ``dead_units`` counts the entries of the code that are zero in every row.
+    at a time and with one fixed draw too. ``dead_units`` counts the entries of the code that are zero in every row.
     """
     model.eval()
     for part in relaxed(model):
@@ -254,15 +262,17 @@ def evaluate(
     device = next(iter(rows.x.values())).device
     draw = torch.Generator(device).manual_seed(seed + 1)
     alive: Tensor | None = None
-    for start in range(0, len(rows), portion):
-        at = slice(start, start + portion)
-        clean = rows.rows(at)
-        batch = clean if inputs is None else inputs.rows(at)
-        output: Outcome = model(batch if corruption is None else corruption(batch, draw), clean)
-        totals.add(output.costs, len(clean))
-        if output.code is not None:
-            active = (output.code.z != 0).any(0)
-            alive = active if alive is None else alive | active
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed + 1)
+        for start in range(0, len(rows), portion):
+            at = slice(start, start + portion)
+            clean = rows.rows(at)
+            batch = clean if inputs is None else inputs.rows(at)
+            output: Outcome = model(batch if corruption is None else corruption(batch, draw), clean)
+            totals.add(output.costs, len(clean))
+            if output.code is not None:
+                active = (output.code.z != 0).any(0)
+                alive = active if alive is None else alive | active
     means = totals.means()
     return means if alive is None else {**means, "dead_units": float((~alive).sum())}
 

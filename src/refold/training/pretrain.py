@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from refold.backbones.tied import untie
 from refold.errors import InputError
 from refold.model import Model
-from refold.training.fit import Progress, Run, Watch, fit
+from refold.training.fit import Progress, Row, Run, Watch, fit
 from refold.training.plan import Plan
 from refold.types import Batch, Code
 
@@ -126,22 +126,23 @@ def fit_layerwise(
     Networks, 2007.
     """
     parts = phases(model)
-    each = max(1, round(share * plan.steps / len(parts)))
+    each = round(share * plan.steps / len(parts))
     whole, done = Run(phases=(*(p.name for p in parts), "all layers")), 0
     for index, phase in enumerate([*parts, Phase("all layers", model, (model,))]):
         final = index == len(parts)
         if final and loosen:
             untie(model)
-        steps = max(1, plan.steps - done) if final else each
+        steps = plan.steps - done if final else each
         with learning_only(model, phase.learning):
             run = fit(
                 phase.module,
                 train,
                 held_out,
-                dataclasses.replace(plan, steps=steps, period=min(plan.period, steps)),
+                dataclasses.replace(plan, steps=steps, period=max(1, min(plan.period, steps))),
                 watch=_shifted(watch, done, plan.steps),
                 **options,
             )
+        run.history[:] = [_renamed(row) for row in run.history]
         for row in run.history:
             row["phase"] = float(index)
             row["step"] += done
@@ -154,6 +155,11 @@ def fit_layerwise(
         if run.stopped == "interrupted":
             break
     return whole
+
+
+def _renamed(row: Row) -> Row:
+    """Name layers as the whole model does, whose layers an outer one holds."""
+    return {k.replace("grad_model.", "grad_", 1): v for k, v in row.items()}
 
 
 def _shifted(watch: Watch | None, done: int, total: int) -> Watch | None:

@@ -17,7 +17,7 @@ from refold.report.pictures import picture
 from refold.report.text import number
 from refold.uses.restore import Likeness, Restoration, image_field, pixels, restore
 
-SHOWN = 9  # rows that are drawn
+SHOWN = 8  # rows that are drawn
 JUDGED = 256  # rows that the figures are means of
 SIDE = 96.0
 
