@@ -7,6 +7,7 @@ from refold.backbones.flat import Embed, Flat
 from refold.backbones.layers import ACTIVATIONS, NORMS, Residual, initialise
 from refold.backbones.mlp import Mlp
 from refold.backbones.stages import ConvStage, DenseStage
+from refold.backbones.tied import tie, ties, untie
 
 __all__ = [
     "ACTIVATIONS",
@@ -23,4 +24,7 @@ __all__ = [
     "backbones",
     "initialise",
     "register",
+    "tie",
+    "ties",
+    "untie",
 ]
