@@ -14,9 +14,12 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from torch.utils.data import TensorDataset
 
 import refold
+from refold.data.pairs import Pairs
 from refold.estimator import Autoencoder, InputWarning
+from refold.report import write
 
 
 @parametrize_with_checks([Autoencoder(epochs=2)])
@@ -299,3 +302,75 @@ def test_a_model_trained_with_a_network_of_the_users_is_saved_without_it(tmp_pat
     assert np.array_equal(again.reconstruct(images), ae.reconstruct(images))
     with pytest.raises(refold.InputError, match="network='Conv2d' does not suit"):
         again.fit(images)
+
+
+NESTED = {"recipe": "nested", "hidden": (16,), "epochs": 10}
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "layer", "group", "weight"])
+def test_a_truncated_model_decodes_as_the_whole_one_with_zeros(norm, tmp_path):
+    X = np.tanh(data())
+    ae = refold.Autoencoder("nested(size=5)", fusion=f"concat(norm='{norm}')", **NESTED).fit(X)
+    small = ae.truncate(2)
+    z = ae.transform(X)
+    assert np.allclose(small.transform(X), z[:, :2], atol=1e-6)
+    cut = np.where(np.arange(5) < 2, z, 0)
+    assert np.allclose(small.inverse_transform(z[:, :2]), ae.inverse_transform(cut), atol=1e-5)
+    kept = {d: k for d, k, _ in ae.quality_.curve}
+    assert small.quality_.kept == pytest.approx(kept[2])
+    assert ae.quality_.kept == pytest.approx(kept[5], abs=1e-4)
+    small.save(tmp_path / "m")
+    again = refold.load(tmp_path / "m")
+    assert np.array_equal(again.transform(X), small.transform(X))
+    write(again, tmp_path / "r.html", X)
+    with pytest.raises(refold.InputError, match="holds no rows of its own to show; give data"):
+        write(again, tmp_path / "r.html")
+
+
+def test_a_truncated_model_is_calibrated_on_request():
+    X = np.tanh(data())
+    ae = refold.Autoencoder("nested(size=5)", **NESTED).fit(X)
+    with pytest.warns(InputWarning, match="no row can be an anomaly"):
+        assert not ae.truncate(2).anomalies(X)["is_anomaly"].any()
+    assert len(ae.truncate(2, X).calibration_.scores) == len(X)
+
+
+def test_principal_components_can_be_truncated_and_other_codes_cannot():
+    X = data()
+    whole, part = (refold.Autoencoder(d, recipe="pca").fit(X) for d in (4, 2))
+    assert np.allclose(whole.truncate(2).reconstruct(X), part.reconstruct(X), atol=1e-4)
+    assert whole.truncate(2).quality_.kept == pytest.approx(part.quality_.kept, abs=1e-4)
+    given = ({"recipe": "dense"}, {"recipe": "pca", "epochs": 0}, {"latent": "topk(size=4)"})
+    for options in given:
+        ae = refold.Autoencoder(**{"latent": 4, "epochs": 1, **options}).fit(X)
+        with pytest.raises(refold.InputError, match="in no order"):
+            ae.truncate(2)
+    with pytest.raises(refold.InputError, match="give 1 to 4"):
+        whole.truncate(5)
+
+
+def test_a_refit_that_fails_leaves_the_old_model_as_it_was():
+    X = data()
+    ae = refold.Autoencoder(2, epochs=1).fit(X)
+    before = ae.transform(X)
+    with pytest.raises(refold.InputError):
+        ae.set_params(latent=10**9).fit(X[:, :3])
+    assert np.array_equal(ae.transform(X), before)
+
+
+def test_inputs_beside_the_targets_are_what_the_encoder_learns_from():
+    clean = data(400)
+    shown = -clean
+    ae = refold.Autoencoder(2, hidden=(), epochs=60, lr=0.01).fit(clean, inputs=shown)
+    error = np.square(ae.reconstruct(shown) - clean).mean() / clean.var()
+    assert error < 0.05
+    with pytest.raises(refold.InputError, match="inputs has 10 rows and X 400"):
+        ae.fit(clean, inputs=shown[:10])
+
+
+def test_a_torch_dataset_of_pairs_is_fitted():
+    X = torch.from_numpy(data()).float()
+    pairs = Pairs(TensorDataset(X), input=lambda x: -x, target=lambda x: 2 * x)
+    a = refold.Autoencoder(2, epochs=2).fit(pairs)
+    b = refold.Autoencoder(2, epochs=2).fit(2 * X.numpy(), inputs=-X.numpy())
+    assert np.array_equal(a.transform(X.numpy()), b.transform(X.numpy()))

@@ -1,6 +1,7 @@
 """Layers one pair at a time, weights from a shallower model, layers held still."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -197,3 +198,79 @@ def test_progress_counts_through_all_phases():
     steps = [p.step for p in seen]
     assert steps == sorted(steps)
     assert seen[-1].step == seen[-1].steps == max(p.steps for p in seen)
+
+
+@pytest.mark.parametrize("latent", ["l1(size=4)", "kl(size=4)", "gaussian(size=4)"])
+def test_costs_that_nothing_can_change_only_count(latent):
+    options = {"hidden": (8,), "fusion": "concat(linear=False)", "epochs": 2}
+    ae = refold.Autoencoder(latent, freeze=("fusion.down.*",), **options).fit(rows())
+    assert ae.history_[-1]["valid_loss"] < ae.history_[0]["valid_loss"]
+    terms = {k for k in ae.history_[-1] if k.startswith("train_")}
+    assert len(terms) == 3  # the field, the latent's own, and their sum
+
+
+def test_phases_with_a_cost_of_frozen_layers_and_fields_of_other_depths():
+    penalty = "orthogonality(layers=('fusion.down.0',))"
+    ae = refold.Autoencoder(2, hidden=(8, 6), recipe="stacked", penalties=(penalty,), epochs=4)
+    assert np.isfinite(ae.fit(rows()).score(rows()))
+    X = {"a": images(), "b": images()}
+    fields = {
+        "a": "image(backbone='conv(channels=(4,))')",
+        "b": "image(backbone='conv(channels=(4, 4))')",
+    }
+    ae = refold.Autoencoder(2, fields=fields, hidden=(8,), pretrain="layerwise", epochs=4).fit(X)
+    assert ae.run_.phases == ("stage 1", "stage 2", "pair 1", "pair 2", "all layers")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"recipe": "conv_wta"}, {"recipe": "conv", "hidden": (16,), "fusion": "concat(mirror=(8,))"}],
+)
+def test_stages_are_trained_even_where_the_body_has_no_pairs(options):
+    ae = refold.Autoencoder(pretrain="layerwise", epochs=4, **options).fit(images())
+    assert ae.run_.phases[0] == "stage 1"
+    assert ae.run_.phases[-1] == "all layers"
+
+
+def test_the_norms_of_frozen_layers_stand_still():
+    X = rows()
+    fusion = "concat(norm='batch', dropout=0.2)"
+    shallow = refold.Autoencoder(8, hidden=(10,), recipe="stacked", fusion=fusion, epochs=3).fit(X)
+    deep = refold.Autoencoder(
+        2, hidden=(10, 8), fusion=fusion, freeze=("fusion.down.[01].*",), epochs=3
+    ).fit(X, start=shallow)
+    a, b = shallow.model_.fusion.down[1], deep.model_.fusion.down[1]
+    assert torch.equal(a.running_mean, b.running_mean)
+    assert torch.equal(a.running_var, b.running_var)
+    later = deep.model_.fusion.down[5]
+    assert not torch.equal(later.running_mean, torch.zeros(8))
+
+
+def test_a_tied_model_can_be_started_from():
+    X = rows()
+    shallow = refold.Autoencoder(8, hidden=(10,), recipe="stacked", tied=True, epochs=2).fit(X)
+    deep = refold.Autoencoder(2, hidden=(10, 8), epochs=0).fit(X, start=shallow)
+    assert torch.equal(shallow.model_.fusion.down[0].weight, deep.model_.fusion.down[0].weight)
+    assert torch.equal(shallow.model_.fusion.up[2].weight, deep.model_.fusion.up[4].weight)
+
+
+def test_a_start_of_other_columns_or_with_a_path_is_refused():
+    frame = pd.DataFrame(rows(), columns=[f"c{i}" for i in range(12)])
+    shallow = refold.Autoencoder(8, hidden=(10,), recipe="stacked", epochs=1).fit(frame)
+    deep = refold.Autoencoder(2, hidden=(10, 8), epochs=0)
+    with pytest.raises(InputError, match="fitted on the columns c0, c1"):
+        deep.fit(frame[frame.columns[::-1]], start=shallow)
+    with pytest.raises(InputError, match="layers that add to a linear path"):
+        deep.set_params(fusion="concat(linear=True)").fit(frame, start=shallow)
+    with pytest.raises(InputError, match="pretrain='layerwise' too; give one"):
+        deep.set_params(pretrain="layerwise").fit(frame, start=shallow)
+
+
+def test_ties_for_pretraining_need_pretraining():
+    with pytest.raises(InputError, match="add pretrain='layerwise', or use tied=True"):
+        refold.Autoencoder(2, hidden=(8,), tied="pretrain", epochs=1).fit(rows())
+
+
+def test_pairs_can_be_tied_one_by_one():
+    ae = refold.Autoencoder("gaussian(size=2)", hidden=(8,), tied=(0,), epochs=1).fit(rows())
+    assert ties(ae.model_) == (("fusion.down.0", "fusion.up.2"),)

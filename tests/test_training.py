@@ -292,3 +292,24 @@ def test_nested_layers_improve_on_the_principal_components_they_start_from():
     assert ae.run_.best["step"] > 0
     curve = {d: (kept, pca) for d, kept, pca in ae.quality_.curve}
     assert curve[2][0] > curve[2][1] + 0.01
+
+
+def test_small_improvements_add_up_for_patience(monkeypatch):
+    model, rows, _ = assembled(data(), latent=2, hidden=(4,))
+    losses = iter([100.0, 98.0, 96.0, 94.0, 92.0, 90.0, 90.0, 90.0, 90.0, 1.0])
+    monkeypatch.setattr(loop, "evaluate", lambda *a, **k: {"loss": next(losses)})
+    plan = Plan.choose(203, epochs=9, patience=3, min_delta=0.05)
+    run = loop.fit(model, rows, rows, plan)
+    assert [row["valid_loss"] for row in run.history] == [100, 98, 96, 94, 92, 90, 90]
+    assert run.best["valid_loss"] == 90.0
+
+
+def test_a_last_row_alone_joins_the_batch_before_it():
+    X = data(n=33)
+    ae = refold.Autoencoder(
+        2, hidden=(8,), fusion="concat(norm='batch')", batch_size=16, epochs=2, validation=0.0
+    ).fit(X)
+    assert ae.plan_.steps_per_epoch == 2
+    assert ae.history_[-1]["step"] == 4
+    stream = loop.batches(ae._encode(ae._read(X)), 16, torch.Generator())
+    assert [len(next(stream)) for _ in range(4)] == [16, 17, 16, 17]

@@ -14,9 +14,13 @@ from refold.version import VERSION as __version__
 if TYPE_CHECKING:
     from refold import backbones, fields, latents, likelihoods, penalties
     from refold.data import corruptions
+    from refold.data.pairs import Pairs
     from refold.errors import InputError
     from refold.estimator import Autoencoder, InputWarning, load
     from refold.recipe import recipes
+    from refold.report import figures
+    from refold.training import checks
+    from refold.uses import restore
 
 # Imported when first used, so that the command line answers before torch is loaded. A name is at
 # home in a module, or is a module itself.
@@ -24,31 +28,39 @@ _HOMES = {
     "Autoencoder": "refold.estimator",
     "InputError": "refold.errors",
     "InputWarning": "refold.estimator",
+    "Pairs": "refold.data.pairs",
     "load": "refold.estimator",
     "recipes": "refold.recipe",
 }
 _ROOMS = {
     "backbones": "refold.backbones",
+    "checks": "refold.training.checks",
     "corruptions": "refold.data.corruptions",
     "fields": "refold.fields",
+    "figures": "refold.report.figures",
     "latents": "refold.latents",
     "likelihoods": "refold.likelihoods",
     "penalties": "refold.penalties",
+    "restore": "refold.uses.restore",
 }
 
 __all__ = [
     "Autoencoder",
     "InputError",
     "InputWarning",
+    "Pairs",
     "__version__",
     "backbones",
+    "checks",
     "corruptions",
     "fields",
+    "figures",
     "latents",
     "likelihoods",
     "load",
     "penalties",
     "recipes",
+    "restore",
 ]
 
 

@@ -41,8 +41,10 @@ from refold.uses.anomaly import Calibration
 from refold.uses.encoder import encoder_module
 from refold.uses.inspect import squared_errors
 from refold.uses.supervise import EncoderClassifier
+from refold.uses.truncate import truncated, truncated_quality
 
 MOST = 1_000_000_000  # epochs, rows of a batch, evaluations: beyond, something was mistyped
+NAMED = ("n_features_in_", "feature_names_in_")  # set while rows are read, before learning
 PLANNED = ("epochs", "batch_size", "lr", "optimizer", "schedule", "patience", "min_delta")
 
 
@@ -72,9 +74,10 @@ class Autoencoder(TransformerMixin, BaseEstimator):
     corruption : str or Corruption, optional
         Noise on the input in training: ``"gaussian(std=0.3)"``, ``"masking(fraction=0.25)"``; a
         sequence of them, one after the other.
-    tied : bool or "pretrain"
+    tied : bool, "pretrain" or sequence of int
         Whether each layer of the decoder uses the transpose of the weight of the encoder's layer
-        it mirrors; ``"pretrain"``: while layers are trained one by one, and no longer.
+        it mirrors; ``"pretrain"``: while layers are trained one by one, and no longer; numbers:
+        only these pairs, counted from the outermost, 0.
     pretrain : str, optional
         ``"layerwise"``: layers are trained one pair at a time from the outside, then all together;
         ``"layerwise(share=0.5)"`` says which share of the steps that takes. Or the folder of a
@@ -129,7 +132,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         fields: Mapping[str, Override] | None = None,
         fusion: str | None = None,
         corruption: str | Corruption | Sequence[str | Corruption] | None = None,
-        tied: bool | str = False,
+        tied: bool | str | Sequence[int] = False,
         pretrain: str | None = None,
         freeze: Sequence[str] = (),
         penalties: Sequence[str | Penalty] = (),
@@ -182,7 +185,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         start: Autoencoder | None = None,
         watch: Watch | None = None,
     ) -> Self:
-        """Learn from rows; ``y`` is ignored.
+        """Learn from rows; ``y`` is ignored. What was learnt before stays if this fails.
 
         ``inputs`` are the same rows as the encoder shall see them (noisy images beside the clean
         ones in ``X``); ``start`` is a fitted, shallower model whose layers are taken over;
@@ -194,6 +197,16 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         if isinstance(X, Dataset):
             given, rows = stacked(X)
             inputs = given if is_paired(X) else inputs
+        before = {k: v for k, v in vars(self).items() if k in NAMED}
+        try:
+            return self._fit(rows, inputs, start, watch)
+        except BaseException:
+            for name in NAMED:
+                vars(self).pop(name, None)
+            vars(self).update(before)
+            raise
+
+    def _fit(self, rows: Any, inputs: Any, start: Autoencoder | None, watch: Watch | None) -> Self:
         table = self._read(rows, fresh=True)
         if len(table) < 2:
             raise InputError(
@@ -206,6 +219,11 @@ class Autoencoder(TransformerMixin, BaseEstimator):
                 f"inputs has {len(shown)} rows and X {len(table)}; each row of one belongs to the "
                 f"same row of the other"
             )
+        if start is not None and self.pretrain is not None:
+            raise InputError(
+                f"start was given, and pretrain={self.pretrain!r} too; give one: layers begin "
+                f"either with another model's weights or one pair at a time"
+            )
         course = self._course(start or self._started())
         watch = watch if watch is not None else self._print if self.verbose else None
         with seeded(self.seed):
@@ -217,7 +235,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         self.reasons_, self.notes_ = learnt.reasons, learnt.notes
         self.n_rows_ = len(table)
         if self.run_.stopped == "interrupted":
-            warnings.warn("training was interrupted: the best model so far is kept", stacklevel=2)
+            warnings.warn("training was interrupted: the best model so far is kept", stacklevel=3)
         return self
 
     def _started(self) -> Autoencoder | None:
@@ -239,7 +257,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
             wishes=self._wishes(),
             fields=self.fields,
             tied=self.tied,
-            start=None if start is None else start.model_,
+            start=None if start is None else (start.model_, start.schema_),
             freeze=tuple(self.freeze),
             validation=self.validation,
             seed=self.seed,
@@ -358,7 +376,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         trained on; without them no row can be called an anomaly. This model stays as it is.
         """
         check_is_fitted(self)
-        if not (self.model_.latent.ordered or self.plan_.steps == 0):
+        if not (self.model_.latent.ordered or self.plan_.solved):
             raise InputError(
                 f"the codes of a '{self.spec_.latent.name}' latent are in no order, so a part of "
                 f"one means nothing; fit with latent='nested'"
@@ -368,15 +386,14 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         smaller = copy(self)
         smaller.spec_ = replace(self.spec_, size=size)
         with seeded(self.seed):
-            smaller.model_ = smaller.spec_.build(self.schema_)
-        kept = self.model_.state_dict()
-        smaller.model_.load_state_dict(
-            {k: kept[k][tuple(map(slice, v.shape))] for k, v in smaller.model_.state_dict().items()}
-        )
-        smaller.model_.to(self.model_.fusion.last_bias().device).eval()
+            smaller.model_ = truncated(self.model_, self.spec_, self.schema_, size)
+        smaller.quality_ = truncated_quality(self.quality_, size)
         known = self.calibration_
         smaller.calibration_ = replace(
-            known, scores=known.scores[:0], codes=np.ascontiguousarray(known.codes[:, :size])
+            known,
+            scores=known.scores[:0],
+            codes=known.codes[:0, :size],
+            code_scores=known.scores[:0],
         )
         if X is not None:
             rows = self._encode(self._read(X))
@@ -442,7 +459,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
             )
         table = X if isinstance(X, Table) else read(X)
         if fresh:
-            for name in ("n_features_in_", "feature_names_in_"):
+            for name in NAMED:
                 if hasattr(self, name):
                     delattr(self, name)
             self.n_features_in_ = len(table.columns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -36,6 +36,7 @@ from refold.types import Batch
 from refold.uses.anomaly import Calibration
 from refold.uses.inspect import Quality, prefix_curve, quality
 
+ORDERED = 64  # sizes of prefixes that are judged, spread over all where there are more
 SMALLEST = 20  # rows below which none are held out
 
 
@@ -43,14 +44,14 @@ SMALLEST = 20  # rows below which none are held out
 class Course:
     """How to learn: what the user said of the model, of its start and of its training.
 
-    ``start`` is a shallower model to take layers from; ``tied`` may be ``"pretrain"``; ``plan``
-    holds the arguments of :meth:`Plan.choose`.
+    ``start`` is a shallower model to take layers from, and its schema; ``tied`` may be
+    ``"pretrain"`` or the pairs to tie; ``plan`` holds the arguments of :meth:`Plan.choose`.
     """
 
     wishes: Wishes = field(default_factory=Wishes)
     fields: Mapping[str, Override] | None = None
-    tied: bool | str = False
-    start: Model | None = None
+    tied: bool | str | Sequence[int] = False
+    start: tuple[Model, Schema] | None = None
     freeze: tuple[str, ...] = ()
     validation: float = 0.1
     seed: int = 0
@@ -99,6 +100,7 @@ def learn(
     train = every.part(train_at, device)
     held = every.part(held_at, device) if len(held_at) else None
     chosen = assemble(schema, train.targets, _wishes(course))
+    loop = _loop(chosen, course)
     model = begun(chosen, schema, train.targets, course, device)
     plan = Plan.choose(len(train_at), **course.plan)
     reasons = list(chosen.reasons)
@@ -106,8 +108,10 @@ def learn(
     if solved:
         plan = plan.without_steps()
         reasons.append("no training steps: the principal components are the optimum")
+    if model.latent.relaxed:
+        reasons.append("codes are freer in use than in training: reconstructions differ from those")
     noise = chosen.spec.corruption
-    run = _loop(chosen, course)(
+    run = loop(
         model,
         train.targets,
         None if held is None else held.targets,
@@ -121,8 +125,9 @@ def learn(
     )
     judged = targets.rows(torch.from_numpy(train_at if held is None else held_at))
     figures = quality(model, judged, schema, chosen.principal)
-    if model.latent.ordered:
-        figures = replace(figures, curve=prefix_curve(model, judged, schema, chosen.principal))
+    if model.latent.ordered or solved:
+        curve = prefix_curve(model, judged, schema, chosen.principal, ORDERED)
+        figures = replace(figures, curve=curve)
     calibration = Calibration.of(model, judged, schema, held is not None)
     if solved:
         # Held-out rows have served to judge; the closed form then takes them in as well.
@@ -165,11 +170,27 @@ def begun(
     if can_start_pca(model) and _starts_by_itself(chosen) and not course.tied:
         start_pca(model, train, chosen.principal)
     if course.start is not None:
-        start_from(model, course.start)
+        other, known = course.start
+        check_columns(schema, known)
+        start_from(model, other)
     if course.tied:
-        model.tie()
+        model.tie(None if isinstance(course.tied, bool | str) else tuple(course.tied))
     freeze(model, course.freeze)
     return model
+
+
+def check_columns(schema: Schema, known: Schema) -> None:
+    """Refuse layers that were learnt for other columns, or for the same in another order."""
+    mine, theirs = ([f.columns for f in s.fields.values()] for s in (schema, known))
+    if mine != theirs:
+        raise InputError(
+            f"cannot start from that model: it was fitted on the columns {_listed(theirs)}, and "
+            f"these are {_listed(mine)}; give the same columns in the same order"
+        )
+
+
+def _listed(columns: list[tuple[str, ...]]) -> str:
+    return ", ".join(name for field in columns for name in field)
 
 
 def _wishes(course: Course) -> Wishes:
@@ -197,6 +218,11 @@ def _is_solved(chosen: Assembly, model: Model, every: Rows, course: Course) -> b
 def _loop(chosen: Assembly, course: Course) -> Callable[..., Run]:
     """Return the plain loop, or the layer-wise one that the user or the recipe names."""
     if chosen.pretrain is None or course.start is not None:
+        if course.tied == "pretrain":
+            raise InputError(
+                "tied='pretrain' ties layers while they are trained one by one; add "
+                "pretrain='layerwise', or use tied=True"
+            )
         return fit
     given = PartSpec.parse(chosen.pretrain)
     if given.name != LAYERWISE:

@@ -212,8 +212,8 @@ class Conv(Backbone):
         for position, stage in enumerate(self.described, 1):
             if stage.kernel > min(height, width):
                 raise InputError(
-                    f"stage {position} has kernels of {stage.kernel}x{stage.kernel}, and the images "
-                    f"are {height}x{width}; use kernels of at most {min(height, width)}"
+                    f"stage {position} has kernels of {stage.kernel}x{stage.kernel}, and the "
+                    f"images are {height}x{width}; use kernels of at most {min(height, width)}"
                 )
         if not self.skips:
             return

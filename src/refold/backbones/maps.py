@@ -133,7 +133,9 @@ def up_resampled(step: Step) -> list[nn.Module]:
 
     Source: Odena et al., Deconvolution and Checkerboard Artifacts, 2016.
     """
-    same = replace(step, after=step.before, stride=1, pads=even_pads(step.kernel))
+    # The other way round than the encoder's, or an even kernel would move the picture.
+    far, near = even_pads(step.kernel)
+    same = replace(step, after=step.before, stride=1, pads=(near, far))
     _check_fit(same, "same")
     grow = [] if step.after == step.before else [Enlarge(step.before, step.stride)]
     return _beside(step, [*grow, *_padded(same)])

@@ -174,6 +174,7 @@ def _checked(encoder: nn.Module, decoder: nn.Module, mine: str, other: str) -> t
 
 
 def _check_sizes(a: Layer, b: Layer, mine: str, other: str) -> None:
+    mine, other = mine or "the encoder's layer", other or "the decoder's layer"
     turned = isinstance(b, nn.ConvTranspose2d)
     shape = tuple(a.weight.shape)
     needed = shape if turned else (shape[1], shape[0], *shape[2:])

@@ -98,7 +98,7 @@ class Perceptual(Penalty):
         """Outputs of the named layers, or of the network, for ``x``."""
         network = self.network.to(x.device)
         if self.layers is None:
-            return [network(x)]
+            return [network(x.clone())]  # cloned, because its first module may work in place
         seen: dict[str, Tensor] = {}
 
         def watch(name: str) -> Any:
@@ -110,7 +110,7 @@ class Perceptual(Penalty):
 
         hooks = [watch(name) for name in self.layers]
         try:
-            network(x)
+            network(x.clone())
         finally:
             for hook in hooks:
                 hook.remove()

@@ -86,6 +86,10 @@ class Evidence:
         """Take what was saved with the model."""
         _refuse_unfitted(ae)
         kept = ae.calibration_
+        if not len(kept.codes):
+            raise InputError(
+                "this model was truncated and holds no rows of its own to show; give data"
+            )
         return cls(ae, kept.codes, kept.code_scores, kept.p_values(kept.code_scores), None)
 
     @property

@@ -40,7 +40,21 @@ def gradient_norms(model: nn.Module) -> dict[str, float]:
     if not squares:
         return {}
     norms = torch.stack(list(squares.values())).sqrt().tolist()
-    return dict(zip(squares, norms, strict=True))
+    return dict(zip((spoken(model, k) for k in squares), norms, strict=True))
+
+
+def spoken(model: nn.Module, layer: str) -> str:
+    """Name a layer of a :class:`Model`, or of a module that holds one, by its field."""
+    for prefix, held in model.named_modules():
+        if isinstance(held, Model):
+            inner = layer.removeprefix(f"{prefix}.") if prefix else layer
+            kind, _, rest = inner.partition(".")
+            if kind not in ("_backbones", "_likelihoods"):
+                return inner
+            index, _, rest = rest.partition(".")
+            own = ["likelihood"] if kind == "_likelihoods" else []
+            return ".".join([held.names[int(index)], *own, *([rest] if rest else [])])
+    return layer
 
 
 @torch.no_grad()
@@ -56,13 +70,15 @@ def dead_units(model: Model, rows: Batch) -> dict[str, int]:
         flat = values.flatten(0, -2) if values.ndim == 2 else values.transpose(0, 1).flatten(1).T
         dead = int((flat == flat[:1]).all(0).sum())
         if dead:
-            counts[name] = dead
+            counts[spoken(model, name)] = dead
 
     kinds = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid)
     watched = {k: m for k, m in model.named_modules() if isinstance(m, kinds)}
+    was = model.training
     model.eval()
     with _watching(watched, count):
         count("latent", model(rows).code.z)
+    model.train(was)
     return counts
 
 
@@ -81,7 +97,7 @@ def first_broken_layer(model: nn.Module, rows: Batch) -> str | None:
     leaves = {k: m for k, m in model.named_modules() if not list(m.children())}
     with _watching(leaves, look):
         model(rows, rows)
-    return broken[0] if broken else None
+    return spoken(model, broken[0]) if broken else None
 
 
 @contextmanager
@@ -128,6 +144,9 @@ def check_gradients(part: nn.Module | Callable[..., Any], *inputs: Any, seed: in
 
 def _compare(part: nn.Module | Callable[..., Any], inputs: tuple[Any, ...], seed: int) -> float:
     own = copy.deepcopy(part).double() if isinstance(part, nn.Module) else part
+    if isinstance(own, nn.Module):
+        for p in own.parameters():  # an untied weight lies as its transpose did
+            p.data = p.data.contiguous()
     given = [_doubled(x) for x in inputs]
     leaves = {f"input {i}": x for i, x in enumerate(given) if _floating(x)}
     if isinstance(own, nn.Module):
@@ -135,12 +154,18 @@ def _compare(part: nn.Module | Callable[..., Any], inputs: tuple[Any, ...], seed
 
     def value() -> Tensor:
         torch.manual_seed(seed)
-        outputs = list(_tensors(own(*given)))
+        # Copies, because a part may begin with an operation in place.
+        outputs = list(_tensors(own(*(x.clone() if _floating(x) else x for x in given))))
         torch.manual_seed(seed + 1)
         return torch.stack([(o * torch.randn_like(o)).sum() for o in outputs]).sum()
 
+    whole = value()
+    if not whole.requires_grad:
+        raise InputError(
+            f"nothing that was given ({', '.join(leaves)}) reaches the output; look for a detach"
+        )
     exact = torch.autograd.grad(
-        value(), list(leaves.values()), allow_unused=True, materialize_grads=True
+        whole, list(leaves.values()), allow_unused=True, materialize_grads=True
     )
     worst = 0.0
     for (name, leaf), got in zip(leaves.items(), exact, strict=True):

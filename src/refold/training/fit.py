@@ -116,13 +116,15 @@ def fit(
     run, began, step, waited = Run(), time.perf_counter(), 0, 0
     set_rate(optimizer, rates[0])
     best: dict[str, Tensor] = {}
+    anchor = 0.0  # the loss from which patience counts: small improvements add up
     totals = Totals()
-    portion = plan.batch_size if relaxed(model) else VALIDATION_ROWS
+    by_batch = relaxed(model) or corruption is not None  # both may draw once for a whole batch
+    portion = plan.batch_size if by_batch else VALIDATION_ROWS
     judged, judged_inputs = (train, inputs) if held_out is None else (held_out, held_inputs)
 
     def evaluated() -> bool:
         """Write a history row, keep the best weights; False when patience is over."""
-        nonlocal best, waited, totals
+        nonlocal anchor, best, waited, totals
         row: Row = {"step": float(step), "epoch": step / plan.steps_per_epoch}
         row["lr"] = optimizer.param_groups[0]["lr"]
         fitted, totals = totals.means(), Totals()
@@ -133,12 +135,13 @@ def fit(
         row |= {f"grad_{k}": v for k, v in gradient_norms(model).items()}
         row["seconds"] = time.perf_counter() - began
         refuse_nan(row, model, judged)
-        model.train()
+        to_training(model)
         run.history.append(row)
-        least = run.best.get("valid_loss", float("inf"))
-        clearly = not run.best or row["valid_loss"] < least - plan.min_delta * abs(least)
-        waited = 0 if clearly else waited + 1
-        if row["valid_loss"] < least:
+        if not run.best or row["valid_loss"] < anchor - plan.min_delta * abs(anchor):
+            anchor, waited = row["valid_loss"], 0
+        else:
+            waited += 1
+        if not run.best or row["valid_loss"] < run.best["valid_loss"]:
             run.best = row
             best = {k: v.detach().clone() for k, v in model.state_dict().items()}
         if plateau is not None:
@@ -169,11 +172,13 @@ def fit(
                 for parameter in parameters:
                     parameter.grad = None
                 # Each cost is a root with its factor as seed: no node scales them or adds them up.
-                values, factors = zip(*costs.values(), strict=True)
+                # One that nothing here can change (its layers are frozen) only counts.
+                reached = [cost for cost in costs.values() if cost[0].requires_grad]
+                values, factors = zip(*reached, strict=True)
                 torch.autograd.backward(values, tuple(map(seed_of, factors)))
                 totals.add(costs, len(clean))
                 # Free the graph now: the next pass then finds its memory still in cache.
-                del costs, values
+                del costs, reached, values
                 optimizer.step()
                 step += 1
                 if step % tick == 0:
@@ -201,7 +206,29 @@ def batches(rows: Batch, size: int, shuffle: torch.Generator) -> Iterator[Tensor
     """Positions of batches for ever, on the rows' device: each epoch is one permutation."""
     device = next(iter(rows.x.values())).device
     while True:
-        yield from torch.randperm(len(rows), generator=shuffle).to(device).split(size)
+        order = torch.randperm(len(rows), generator=shuffle).to(device)
+        whole = list(order.split(size))
+        if len(whole) > 1 and len(whole[-1]) == 1:
+            # A row alone has no spread, which batch norm needs; it joins the batch before it.
+            whole[-2:] = [order[-size - 1 :]]
+        yield from whole
+
+
+def to_training(model: nn.Module) -> None:
+    """Turn training behaviour on, but for norms and dropout that belong to frozen layers.
+
+    The statistics of a frozen layer's norm are part of what is frozen.
+    """
+    model.train()
+    if all(p.requires_grad for p in model.parameters()):
+        return
+    for stack in model.modules():
+        still = False
+        for layer in stack.children():
+            own = list(layer.parameters())
+            still = not any(p.requires_grad for p in own) if own else still
+            if still and isinstance(stack, nn.Sequential):
+                layer.eval()
 
 
 def forget_gradients(model: nn.Module) -> None:
@@ -253,7 +280,8 @@ def evaluate(
     """Mean over the rows of the loss and of every term, with one fixed draw of the corruption.
 
     A latent that is relaxed in evaluation is constrained here as in training, over ``portion`` rows
-    at a time and with one fixed draw too. ``dead_units`` counts the entries of the code that are zero in every row.
+    at a time and with one fixed draw too. ``dead_units`` counts the entries of the code that are
+    zero in every row.
     """
     model.eval()
     for part in relaxed(model):

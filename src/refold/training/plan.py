@@ -78,6 +78,8 @@ class Plan:
     schedule: str
     patience: int | None
     min_delta: float = 1e-5
+    solved: bool = False
+    """Whether the closed form is the optimum, so that there are no steps to take."""
 
     @classmethod
     def choose(
@@ -101,7 +103,8 @@ class Plan:
         batch = batch_size or min(
             256, max(16, 2 ** ((rows // 50).bit_length() - 1)) if rows else 16
         )
-        per_epoch = -(-rows // batch)
+        # A last row alone joins the batch before it.
+        per_epoch = max(1, rows // batch if rows % batch == 1 else -(-rows // batch))
         budget = int(10_000 * (rows / 60_000) ** 0.25)
         count = max(3, round(budget / per_epoch)) if epochs is None else epochs
         steps = count * per_epoch
@@ -122,7 +125,7 @@ class Plan:
 
     def without_steps(self) -> Plan:
         """Return the plan of a model that is solved in closed form."""
-        return dataclasses.replace(self, steps=0)
+        return dataclasses.replace(self, steps=0, solved=True)
 
     def sentence(self) -> str:
         """Say it in words."""

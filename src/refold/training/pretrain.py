@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 
-from refold.backbones.tied import untie
+from refold.backbones.tied import Layer, untie
 from refold.errors import InputError
+from refold.fusion import LinearPath
 from refold.model import Model
-from refold.training.fit import Progress, Row, Run, Watch, fit
+from refold.training.fit import Progress, Run, Watch, fit
 from refold.training.plan import Plan
 from refold.types import Batch, Code
 
@@ -40,7 +42,7 @@ class Outer(nn.Module):
         """Rebuild the fields from the outermost hidden state instead of from the code."""
         m = self.model
         if not self.body:
-            layered = {k: b for k, b in m.backbones.items() if b.pairs}
+            layered = {k: b for k, b in m.backbones.items() if len(b.pairs) >= self.count}
             params = {
                 k: b.outer(batch.x[k], batch.observed[k], self.count) for k, b in layered.items()
             }
@@ -72,7 +74,8 @@ def phases(model: Model) -> list[Phase]:
     """Pairs of layers from the outermost to the innermost, each with all outer ones around it.
 
     Pairs of the backbones come first, then those of the body; the innermost has the latent between
-    its two layers. Raises :class:`InputError` for a model whose layers do not come in pairs.
+    its two layers. Phases in which nothing could learn are left out. Raises
+    :class:`InputError` for a model whose layers do not come in pairs.
     """
     if model.skipping:
         raise InputError(
@@ -95,9 +98,9 @@ def phases(model: Model) -> list[Phase]:
             "there are no layers to train one by one: the model has a single pair; give hidden "
             "layers, as in hidden=(128, 64)"
         )
-    inner = _modules(pairs[-1:])
+    inner = _modules(pairs[-1:]) or (model.fusion,)
     found.append(Phase(f"pair {len(pairs)}" if pairs else "code", model, (*inner, model.latent)))
-    return found
+    return [p for p in found if any(w.requires_grad for m in p.learning for w in m.parameters())]
 
 
 def _modules(pairs: Sequence[tuple[nn.Module, nn.Module]]) -> tuple[nn.Module, ...]:
@@ -142,7 +145,6 @@ def fit_layerwise(
                 watch=_shifted(watch, done, plan.steps),
                 **options,
             )
-        run.history[:] = [_renamed(row) for row in run.history]
         for row in run.history:
             row["phase"] = float(index)
             row["step"] += done
@@ -154,12 +156,9 @@ def fit_layerwise(
         done += int(run.history[-1]["step"]) - done if run.history else steps
         if run.stopped == "interrupted":
             break
+    if loosen:
+        untie(model)
     return whole
-
-
-def _renamed(row: Row) -> Row:
-    """Name layers as the whole model does, whose layers an outer one holds."""
-    return {k.replace("grad_model.", "grad_", 1): v for k, v in row.items()}
 
 
 def _shifted(watch: Watch | None, done: int, total: int) -> Watch | None:
@@ -231,11 +230,11 @@ def start_from(model: Model, shallower: Model) -> int:
     lies inside keeps its own start. Returns the number of pairs copied. Raises
     :class:`InputError` where not even the outermost fits.
     """
-    path = shallower.fusion.linear_path()
-    if path is not None and path.beside:
+    if any(path and path.beside for path in map(_linear_path, (model, shallower))):
         raise InputError(
-            "cannot start from that model: its layers only add to a linear path beside them; fit "
-            "it with fusion='concat(linear=False)', or with recipe='stacked'"
+            "cannot start from that model: layers that add to a linear path beside them mean "
+            "nothing without it; fit both with fusion='concat(linear=False)', or the shallower "
+            "with recipe='stacked'"
         )
     copied = 0
     for name, own in model.backbones.items():
@@ -246,8 +245,9 @@ def start_from(model: Model, shallower: Model) -> int:
             )
         if not own.pairs:
             _copy(own, other)
-        copied += _copy_pairs(own.pairs, other.pairs)
-        if len(own.pairs) != len(other.pairs) and own.pairs:
+        fitting = _copy_pairs(own.pairs, other.pairs)
+        copied += fitting
+        if fitting < max(len(own.pairs), len(other.pairs)):
             return _some(copied, model, shallower)
     copied += _copy_pairs(model.fusion.pairs, shallower.fusion.pairs)
     return _some(copied, model, shallower)
@@ -281,15 +281,29 @@ def _copy_pairs(
     return copied
 
 
+def _linear_path(model: Model) -> LinearPath | None:
+    return model.fusion.linear_path()
+
+
+def _lead(block: nn.Module) -> Layer | None:
+    """Return the layer with a weight that a block is named for."""
+    return next((m for m in block.modules() if isinstance(m, Layer)), None)
+
+
 def _alike(mine: nn.Module, theirs: nn.Module) -> bool:
     """Whether the layer that leads a block is of the same shape; norms after it may be fewer."""
-    shapes = [next(iter(m.state_dict().values())).shape for m in (mine, theirs)]
-    return shapes[0] == shapes[1]
+    a, b = _lead(mine), _lead(theirs)
+    return a is not None and b is not None and a.weight.shape == b.weight.shape
 
 
+@torch.no_grad()
 def _copy(mine: nn.Module, theirs: nn.Module) -> None:
+    """Copy what is of the same name and shape, and the leading weight even where it is tied."""
     state = theirs.state_dict()
     mine.load_state_dict(
         {k: state[k] if k in state and state[k].shape == v.shape else v
          for k, v in mine.state_dict().items()}
     )  # fmt: skip
+    a, b = _lead(mine), _lead(theirs)
+    if a is not None and b is not None and type(a) is not type(b):
+        a.weight.copy_(b.weight)

@@ -109,11 +109,12 @@ class EncoderClassifier(ClassifierMixin, BaseEstimator):
         self._check_options()
         codes = self.encoder.transform(X).astype(np.float64)
         labels = _labels(y, len(codes))
-        self.classes_, index = np.unique(labels, return_inverse=True)
-        if len(self.classes_) < 2:
+        classes, index = np.unique(labels, return_inverse=True)
+        if len(classes) < 2:
             raise InputError(
-                f"y has one class, {self.classes_[0]!r}; a classifier needs rows of two or more"
+                f"y has one class, {classes[0]!r}; a classifier needs rows of two or more"
             )
+        self.classes_ = classes
         for name in ("n_features_in_", "feature_names_in_"):
             if hasattr(self.encoder, name):
                 setattr(self, name, getattr(self.encoder, name))
@@ -164,7 +165,9 @@ class EncoderClassifier(ClassifierMixin, BaseEstimator):
     def _parted(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Positions to learn from, and to choose tuned weights by where labels are enough."""
         every = np.arange(len(index))
-        if not self.tune or len(index) < ENOUGH or np.bincount(index).min() < 4:
+        counts = np.bincount(index)
+        few = len(index) < ENOUGH or counts.min() < 4 or HELD * len(index) < len(counts)
+        if not self.tune or few:
             return every, every[:0]
         train, held = train_test_split(
             every, test_size=HELD, stratify=index, random_state=self.seed
@@ -244,6 +247,7 @@ class Tuned(nn.Module):
         if len(weight) == 1:  # of two classes, scikit-learn keeps the log-odds of the second
             weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
         self.encoder, self.dropout = encoder, nn.Dropout(dropout)
+        encoder.latent.relaxed = False  # its constraint is no part of what is learnt here
         self.head = nn.Linear(weight.shape[1], weight.shape[0])
         self.centre = nn.Buffer(torch.from_numpy(frozen.centre_).float())
         self.scale = frozen.scale_
@@ -254,6 +258,12 @@ class Tuned(nn.Module):
         while self.label in encoder.names:
             self.label += "_"
         self.to(next(encoder.parameters()).device)
+
+    def train(self, mode: bool = True) -> Tuned:
+        """Train with the codes that :meth:`probabilities` uses: the latent stays as in use."""
+        super().train(mode)
+        self.encoder.latent.eval()
+        return self
 
     def logits(self, batch: Batch) -> Tensor:
         """Logits ``[B, classes]`` of a batch as the schema encodes it."""
@@ -280,6 +290,13 @@ class Tuned(nn.Module):
         return torch.cat(found).cpu().numpy()
 
 
+def _absent(label: Any) -> bool:
+    try:
+        return label is None or bool(label != label)
+    except TypeError:  # a missing value of pandas' own says neither yes nor no
+        return True
+
+
 def _labels(y: Any, rows: int) -> NDArray[Any]:
     """One label per row, none of them missing."""
     if y is None:
@@ -294,7 +311,7 @@ def _labels(y: Any, rows: int) -> NDArray[Any]:
             f"y has {len(labels)} labels for {rows} rows; give one label per row, or leave rows "
             f"without a label out of X"
         )
-    missing = np.array([v is None or v != v for v in labels.tolist()])
+    missing = np.array([_absent(v) for v in labels.tolist()])
     if missing.any():
         raise InputError(
             f"y is missing in {int(missing.sum())} rows, the first of them row "
