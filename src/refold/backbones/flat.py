@@ -11,21 +11,8 @@ from torch import Tensor, nn
 from refold.backbones.base import Backbone, Geometry, Pairs, Skips, register, with_mask
 
 
-@final
-@register("flat")
-class Flat(Backbone):
-    """Numbers pass through, flattened; the dense body shared by all fields does the rest.
-
-    Where entries can be missing, the mask of what is there follows the numbers.
-    """
-
-    def __init__(self, geometry: Geometry) -> None:
-        super().__init__(geometry)
-
-    @property
-    def encoded(self) -> int:
-        """One number per entry, and one per mask entry."""
-        return len(self.geometry.sizes) * (2 if self.geometry.missing else 1)
+class Layerless(Backbone):
+    """A backbone that leaves all layers, and the way back, to the body."""
 
     @property
     def decoded(self) -> int:
@@ -42,10 +29,6 @@ class Flat(Backbone):
         """Nothing passes beside the code."""
         return False
 
-    def encode(self, x: Tensor, visible: Tensor | None) -> tuple[Tensor, Skips]:
-        """Flatten, and append the mask."""
-        return with_mask(x.flatten(1), visible, self.geometry), ()
-
     def decode(self, h: Tensor, skips: Skips) -> Tensor:
         """Pass through."""
         return h
@@ -60,8 +43,29 @@ class Flat(Backbone):
 
 
 @final
+@register("flat")
+class Flat(Layerless):
+    """Numbers pass through, flattened; the dense body shared by all fields does the rest.
+
+    Where entries can be missing, the mask of what is there follows the numbers.
+    """
+
+    def __init__(self, geometry: Geometry) -> None:
+        super().__init__(geometry)
+
+    @property
+    def encoded(self) -> int:
+        """One number per entry, and one per mask entry."""
+        return len(self.geometry.sizes) * (2 if self.geometry.missing else 1)
+
+    def encode(self, x: Tensor, visible: Tensor | None) -> tuple[Tensor, Skips]:
+        """Flatten, and append the mask."""
+        return with_mask(x.flatten(1), visible, self.geometry), ()
+
+
+@final
 @register("embed")
-class Embed(Backbone):
+class Embed(Layerless):
     """Classes become learnt vectors: all columns share one table, each with its own rows.
 
     A missing class has a row of its own, so the encoder is told. ``width`` numbers per column.
@@ -85,34 +89,7 @@ class Embed(Backbone):
         """``width`` numbers per column."""
         return len(self.geometry.sizes) * self.width
 
-    @property
-    def decoded(self) -> int:
-        """Return the logits themselves."""
-        return self.geometry.params
-
-    @property
-    def pairs(self) -> Pairs:
-        """No layers."""
-        return ()
-
-    @property
-    def skipping(self) -> bool:
-        """Nothing passes beside the code."""
-        return False
-
     def encode(self, x: Tensor, visible: Tensor | None) -> tuple[Tensor, Skips]:
         """Look up each column's class; -1 is the row before its first."""
         classes = (x if visible is None else x.masked_fill(~visible, -1)).clamp_min(-1)
         return F.embedding(classes + self.offset, self.table).flatten(1), ()
-
-    def decode(self, h: Tensor, skips: Skips) -> Tensor:
-        """Pass through."""
-        return h
-
-    def outer(self, x: Tensor, visible: Tensor | None, count: int) -> Tensor:
-        """Never asked: there are no pairs."""
-        raise AssertionError
-
-    def start_at(self, params: Tensor) -> bool:
-        """Leave it to the body, whose last layer gives the logits."""
-        return False
