@@ -7,9 +7,16 @@ from torch import nn
 
 import refold
 from refold.errors import InputError
-from refold.latents import L1
+from refold.latents import KL, L1
 from refold.parts import PartSpec
-from refold.penalties import Decorrelation, Orthogonality, Perceptual, penalties
+from refold.penalties import (
+    ActivityKL,
+    ActivityL1,
+    Decorrelation,
+    Orthogonality,
+    Perceptual,
+    penalties,
+)
 from refold.penalties.codes import correlation_cost
 from refold.penalties.weights import identity_cost
 from refold.types import Batch, Code
@@ -242,3 +249,43 @@ def test_penalties_train_with_everything_else_and_are_logged():
     assert {"valid_orthogonality", "valid_decorrelation", "valid_l1"} <= set(last)
     parts = [v for k, v in last.items() if k.startswith("valid_") and k != "valid_loss"]
     assert sum(parts) == pytest.approx(last["valid_loss"])
+
+
+def test_soft_sparsity_of_any_code_equals_the_latents_own():
+    h = torch.randn(30, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    z = torch.sigmoid(h)
+    for penalty, own in (
+        (ActivityKL(target=0.1, weight=2.0), KL(5, target=0.1, weight=2.0)(h).aux["sparsity"]),
+        (ActivityL1(weight=0.3), L1(5, weight=0.3)(z).terms["l1"].mean()),
+    ):
+        (cost,) = penalty(penalty, Batch({}, {}), Code(z), {}).values()
+        torch.testing.assert_close(cost, own)
+
+
+@pytest.mark.parametrize("name", ["l1", "kl"])
+def test_soft_sparsity_warms_up_and_is_finite_everywhere(name):
+    penalty = penalties[name](weight=2.0, warmup=0.5)
+    penalty.progress = 0.25
+    for value in (0.0, 1.0, -3.0, 1e6):
+        z = torch.full((4, 3), value, dtype=torch.float64, requires_grad=True)
+        (half,) = penalty.train()(penalty, Batch({}, {}), Code(z), {}).values()
+        (whole,) = penalty.eval()(penalty, Batch({}, {}), Code(z), {}).values()
+        assert float(half.detach()) == pytest.approx(float(whole.detach()) / 2)
+        whole.backward()
+        assert torch.isfinite(z.grad).all()
+
+
+def test_soft_sparsity_joins_any_latent():
+    X = np.random.default_rng(0).normal(size=(200, 6))
+    sizes = []
+    for penalty in ((), ("l1(weight=1.0)",)):
+        ae = refold.Autoencoder("topk(size=12, k=6)", hidden=(), penalties=penalty, epochs=20)
+        sizes.append(np.abs(ae.fit_transform(X)).mean())
+    assert sizes[1] < 0.5 * sizes[0]
+    assert "valid_l1" in ae.history_[-1]
+
+
+@pytest.mark.parametrize("target", [0.0, 1.0, -1.0])
+def test_a_target_outside_is_refused(target):
+    with pytest.raises(InputError, match="must lie between 0 and 1"):
+        ActivityKL(target=target)
