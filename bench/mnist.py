@@ -26,7 +26,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
 from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
-from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
 
 import refold
@@ -138,13 +138,9 @@ def plane(data: Mnist, seed: int) -> Figures:
 
 
 def umap(rows: Images, seed: int) -> Images:
-    """UMAP over exact neighbours; with its own, it scattered the classes."""
     from umap import UMAP
 
-    distances, near = NearestNeighbors(n_neighbors=15).fit(rows).kneighbors(rows)
-    known = (near, distances.astype(np.float32), None)
-    model = UMAP(2, init="pca", precomputed_knn=known, random_state=seed, n_jobs=1)
-    return model.fit_transform(rows)
+    return UMAP(2, init="pca", random_state=seed, n_jobs=1).fit_transform(rows)
 
 
 def neighbours(codes: NDArray[Any], labels: Labels) -> float:

@@ -118,8 +118,6 @@ def _tsne(codes: NDArray[np.float32], dims: int, seed: int) -> NDArray[Any]:
 
 
 def _umap(codes: NDArray[np.float32], dims: int, seed: int) -> NDArray[Any]:
-    from sklearn.neighbors import NearestNeighbors
-
     try:
         import umap
     except ImportError as error:
@@ -127,18 +125,18 @@ def _umap(codes: NDArray[np.float32], dims: int, seed: int) -> NDArray[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a seed forbids threads, which is what it is for
         count = min(15, len(codes) - 1)
-        # Exact neighbours and a start by components: with its own of both, umap-learn 0.5 was seen
-        # to scatter the classes of MNIST over the plane.
-        found = NearestNeighbors(n_neighbors=count).fit(codes).kneighbors(codes)
-        model = umap.UMAP(
-            n_neighbors=count,
-            n_components=dims,
-            init="pca" if codes.shape[1] >= dims else "random",
-            precomputed_knn=(found[1], found[0].astype(np.float32), None),
-            random_state=seed,
-            n_jobs=1,
+        model = umap.UMAP(n_neighbors=count, n_components=dims, random_state=seed, n_jobs=1)
+        points = np.asarray(model.fit_transform(codes))
+    edges, least = model.graph_.nnz, len(codes) * (count - 1) // 2
+    if edges < least:
+        # Seen with umap-learn 0.5.12 on numba 0.68: most edges get no weight.
+        warnings.warn(
+            f"umap-learn joined {len(codes)} rows by {edges} edges, where {count} neighbours a row "
+            f"make more than {least}: it does not work with the numba installed, and its map means "
+            f"little; install another numba, or use method='tsne'",
+            stacklevel=2,
         )
-        return np.asarray(model.fit_transform(codes))
+    return points
 
 
 def _colours(evidence: Evidence, labels: Any) -> dict[str, Any] | None:
