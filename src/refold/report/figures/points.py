@@ -127,7 +127,8 @@ def _umap(codes: NDArray[np.float32], dims: int, seed: int) -> NDArray[Any]:
         count = min(15, len(codes) - 1)
         model = umap.UMAP(n_neighbors=count, n_components=dims, random_state=seed, n_jobs=1)
         points = np.asarray(model.fit_transform(codes))
-    edges, least = model.graph_.nnz, len(codes) * (count - 1) // 2
+    graph: Any = model.graph_
+    edges, least = int(graph.nnz), len(codes) * (count - 1) // 2
     if edges < least:
         # Seen with umap-learn 0.5.12 on numba 0.68: most edges get no weight.
         warnings.warn(
