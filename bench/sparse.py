@@ -143,7 +143,7 @@ def sparse(schema: Schema, rows: Batch, repeats: int) -> None:
 def layerwise(schema: Schema, rows: Batch, repeats: int) -> None:
     """Layer-wise training against bare loops of its phases' steps."""
     held, x = rows.rows(slice(0, 500)), rows.x["x"]
-    plan = Plan.choose(len(rows), epochs=8, batch_size=BATCH)
+    plan = Plan.choose(len(rows), epochs=24, batch_size=BATCH)
     each = round(0.5 * plan.steps / (len(WIDTHS) - 1))
     ratios: list[float] = []
     for _ in range(repeats):
