@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -119,7 +120,7 @@ def _tsne(codes: NDArray[np.float32], dims: int, seed: int) -> NDArray[Any]:
 
 def _umap(codes: NDArray[np.float32], dims: int, seed: int) -> NDArray[Any]:
     try:
-        import umap
+        umap: Any = importlib.import_module("umap")
     except ImportError as error:
         raise missing_extra("umap-learn", "umap", "method='umap'") from error
     with warnings.catch_warnings():
