@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+import refold
 from refold.data.schema import Aside, Schema
 from refold.data.sources import read
 from refold.errors import InputError
@@ -433,3 +434,12 @@ def test_an_arrow_table_of_several_chunks():
     schema = Schema.fit(read(pa.table({"c": chunks})), np.arange(6))
     batch, _ = schema.encode(read(pa.table({"c": chunks})))
     assert batch.x["categorical"][:, 0].tolist() == [0, 1, 2, -1, 0, 0]
+
+
+def test_pixels_in_another_unit_are_said():
+    unit = np.random.default_rng(0).random((30, 6, 6)).astype(np.float32)
+    bytes_ = (unit * 255).astype(np.uint8)
+    for fitted, given in ((unit, bytes_), (bytes_, unit)):
+        ae = refold.Autoencoder(2, epochs=1).fit(fitted)
+        with pytest.warns(refold.InputWarning, match="they look like another unit"):
+            ae.reconstruct(given)

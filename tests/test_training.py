@@ -313,3 +313,20 @@ def test_a_last_row_alone_joins_the_batch_before_it():
     assert ae.history_[-1]["step"] == 4
     stream = loop.batches(ae._encode(ae._read(X)), 16, torch.Generator())
     assert [len(next(stream)) for _ in range(4)] == [16, 17, 16, 17]
+
+
+@pytest.mark.parametrize("latent", ["l1(size=12, weight=0.0)", "lifetime(size=12, fraction=0.3)"])
+def test_rectified_codes_start_at_the_constant_and_come_alive(latent):
+    X = np.abs(data(n=500)).reshape(-1, 3, 3).repeat(2, 1).repeat(2, 2)
+    X = (X / X.max()).astype(np.float32)
+    ae = refold.Autoencoder(latent, epochs=15).fit(X)
+    x = X[:, None].reshape(len(X), -1)
+    constant = 0.5 * np.square(x - x.mean(0)).sum(1).mean()
+    assert ae.history_[0]["valid_loss"] == pytest.approx(constant, rel=0.2)
+    assert ae.history_[-1]["dead_units"] <= 6
+    assert ae.run_.best["valid_loss"] < 0.3 * constant
+
+
+def test_everything_frozen_is_a_sentence():
+    with pytest.raises(InputError, match="every parameter is frozen"):
+        refold.Autoencoder(2, freeze=("*",), epochs=1).fit(data())

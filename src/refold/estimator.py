@@ -234,6 +234,13 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         self.quality_, self.calibration_ = learnt.quality, learnt.calibration
         self.reasons_, self.notes_ = learnt.reasons, learnt.notes
         self.n_rows_ = len(table)
+        if self.run_.best.get("dead_units", 0) == self.spec_.size:
+            warnings.warn(
+                "no unit of the code is active in any held-out row, so the model says the same of "
+                "every row; train longer, with a smaller lr, or with another latent",
+                InputWarning,
+                stacklevel=3,
+            )
         if self.run_.stopped == "interrupted":
             warnings.warn("training was interrupted: the best model so far is kept", stacklevel=3)
         return self

@@ -176,6 +176,8 @@ def begun(
     if course.tied:
         model.tie(None if isinstance(course.tied, bool | str) else tuple(course.tied))
     freeze(model, course.freeze)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InputError("every parameter is frozen, so nothing can be learnt; freeze fewer")
     return model
 
 

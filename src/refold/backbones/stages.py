@@ -13,6 +13,8 @@ from refold.hints import expectation, fits
 PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
 PADDING_MODES: tuple[PaddingMode, ...] = get_args(PaddingMode)
 
+WIDEST = 1_000_000  # of a dense layer; beyond, something was mistyped
+
 
 @dataclass(frozen=True)
 class DenseStage:
@@ -34,6 +36,8 @@ class DenseStage:
     def __post_init__(self) -> None:
         check_types(self)
         at_least(self, 1, "width", "repeat")
+        if self.width > WIDEST:
+            raise InputError(f"width is {self.width:,}; it must be {WIDEST:,} or less")
         styled(self, Style())
 
 

@@ -75,6 +75,7 @@ class Image(Field):
             )
         if values.dtype.kind == "f":
             refuse_infinite(values.reshape(len(values), -1), self.entries)
+        notes = self._other_unit(values)
         x = values.astype(np.float32)
         if (self.low, self.high) != (0.0, 1.0):
             x = (x - np.float32(self.low)) * np.float32(1.0 / (self.high - self.low))
@@ -82,9 +83,25 @@ class Image(Field):
         x = np.ascontiguousarray(x)
         absent = np.isnan(x)
         if not absent.any():
-            return Encoded(torch.from_numpy(x), None, [])
+            return Encoded(torch.from_numpy(x), None, notes)
         observed = torch.from_numpy(~absent).flatten(1)
-        return Encoded(torch.from_numpy(np.where(absent, np.float32(self.fill), x)), observed, [])
+        return Encoded(
+            torch.from_numpy(np.where(absent, np.float32(self.fill), x)), observed, notes
+        )
+
+    def _other_unit(self, values: NDArray[Any]) -> list[str]:
+        """Say that pixels are in another unit than in training, where their range cannot be."""
+        if not values.size or np.isnan(values).all():
+            return []
+        low, high, span = float(np.nanmin(values)), float(np.nanmax(values)), self.high - self.low
+        beyond = high > self.high + span or low < self.low - span
+        shrunk = span > 2.0 and values.dtype.kind == "f" and 0.0 < high <= 1.0
+        if not beyond and not shrunk:
+            return []
+        return [
+            f"images of '{self.columns[0]}' hold values from {low:g} to {high:g}, where training "
+            f"had {self.low:g} to {self.high:g}: they look like another unit; scale them alike"
+        ]
 
     def to_values(self, point: Tensor) -> dict[str, Column]:
         """Return to the user's range, layout and type."""

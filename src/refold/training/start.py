@@ -109,8 +109,9 @@ def start_constant(model: Model, rows: Batch) -> None:
 def start_centred(model: Model, rows: Batch) -> None:
     r"""Let the body's first layer meet centred numbers: :math:`b \leftarrow b - W \bar c`.
 
-    Pixels are all positive; a unit whose weights sum to less than nothing would answer every image
-    with a negative number, and behind a rectifier or among the largest k never be heard of.
+    A linear path beside the layers does so too. Pixels are all positive; a unit whose weights sum
+    to less than nothing would answer every image with a negative number, and behind a rectifier or
+    among the largest k never be heard of.
     """
     lead = next((m for m in model.fusion.modules() if isinstance(m, nn.Linear)), None)
     bias: Tensor | None = None if lead is None else lead.bias
@@ -118,7 +119,14 @@ def start_centred(model: Model, rows: Batch) -> None:
         return
     sample = rows.rows(slice(None, None, max(1, len(rows) // ENOUGH)))
     hidden = {k: b.encode(sample.x[k], sample.observed[k])[0] for k, b in model.backbones.items()}
-    bias -= lead.weight @ torch.cat([hidden[k] for k in model.fusion.inputs], 1).mean(0)
+    mean = torch.cat([hidden[k] for k in model.fusion.inputs], 1).mean(0)
+    bias -= lead.weight @ mean
+    path = model.fusion.linear_path()
+    if path is not None and path.beside:
+        path.down_bias.sub_(path.down @ mean)
+        # From noise, a decoder's first lesson would be that active units do harm, and they die.
+        path.up.zero_()
+        path.beside[-1].zero_()
 
 
 def can_start_pca(model: Model) -> bool:
