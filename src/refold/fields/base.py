@@ -32,7 +32,8 @@ class Field(ABC):
     The keyword options are the user's; what :meth:`fit` learns is kept in a new frozen object, so
     that a template can be fitted many times. ``likelihood`` names how the field is predicted
     and scored and ``backbone`` how it is encoded (None: the recipe's or the kind's own);
-    ``weight`` multiplies its share of the objective.
+    ``weight`` multiplies its share of the objective. A field is an input that is rebuilt, unless
+    it is a ``target``, predicted and never seen, or is ``given``, seen and never rebuilt.
     """
 
     block: ClassVar[bool] = False
@@ -49,6 +50,8 @@ class Field(ABC):
     likelihood: str | None = None
     backbone: str | None = None
     weight: float = 1.0
+    target: bool = False
+    given: bool = False
     columns: tuple[str, ...] = ()
     missing: bool = False
     """Whether training rows had missing entries, so that the encoder is told which."""
