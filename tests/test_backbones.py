@@ -8,17 +8,27 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from refold.backbones import ACTIVATIONS, Conv, ConvStage, Mlp, Residual, SelfAttention2d, backbones
+from refold.backbones import (
+    ACTIVATIONS,
+    Conv,
+    ConvStage,
+    Dense,
+    Mlp,
+    Residual,
+    SelfAttention2d,
+    backbones,
+)
 from refold.backbones.base import Geometry
 from refold.backbones.layers import Style
 from refold.backbones.maps import convolution, laid_out, mirrored, up_resampled, up_transposed
 from refold.errors import InputError
+from refold.fusion import Concat
 from refold.parts import PartSpec
 
 FLAT = Geometry((3,), (1, 1, 1), 3, False)
 CLASSES = Geometry((3,), (2, 4, 3), 9, False)
 IMAGE = Geometry((2, 9, 6), (1,) * 108, 108, False)
-CASES = {"flat": FLAT, "embed": CLASSES, "conv": IMAGE}
+CASES = {"flat": FLAT, "embed": CLASSES, "conv": IMAGE, "dense": FLAT}
 RICH = (
     {"channels": 4, "repeat": 2, "kernel": 4, "pool": 2, "residual": True, "norm": "group"},
     {"channels": 6, "repeat": 2, "pool": 2, "attention": 2, "norm": "layer", "bias": False},
@@ -404,6 +414,137 @@ def test_attention_stands_before_the_pooling_and_is_mirrored():
     assert order == ["Conv2d", "ReLU", "SelfAttention2d", "MaxPool2d"]
     order = [type(m).__name__ for m in spine.decoder[0]]
     assert order == ["Enlarge", "SelfAttention2d", "ConvTranspose2d"]
+
+
+# Dense layers of a field's own, and fields that go one way
+
+
+def test_dense_layers_of_a_field_are_those_of_a_dense_body():
+    torch.manual_seed(0)
+    hidden = (7, {"width": 6, "norm": "layer", "activation": "tanh"}, 5)
+    spine = Dense(FLAT, hidden=hidden).double()
+    body = Concat({"x": 5}, {"x": 5}, 2, 2).double()
+    whole = Concat({"x": 3}, {"x": 3}, 2, 2, hidden=hidden).double()
+    # The body's last linear map leads to the last width, where the backbone's activation waits.
+    mine = (*spine.encoder, *body.down, *body.up, spine.enter, *spine.decoder)
+    theirs = (*whole.down, *whole.up)
+    kinds = [[type(m).__name__ for m in stack] for stack in (mine, theirs)]
+    assert kinds[0] == kinds[1]
+    for a, b in zip(mine, theirs, strict=True):
+        b.load_state_dict(a.state_dict())
+    x = torch.rand(4, 3).double()
+    h, _ = spine.encode(x, None)
+    code = body.encode({"x": h}, {})
+    torch.testing.assert_close(code, whole.encode({"x": x}, {}))
+    torch.testing.assert_close(spine.decode(body.decode(code)["x"], ()), whole.decode(code)["x"])
+
+
+def test_dense_pairs_and_what_lies_outside():
+    torch.manual_seed(0)
+    spine = Dense(image(1, 4, 4), hidden=(9, 5), activation="tanh")
+    first, second = spine.pairs
+    assert [m.out_features for m in (first[0][0], second[0][0])] == [9, 5]
+    assert [m.out_features for m in (first[1][0], second[1][0])] == [16, 9]
+    x = torch.rand(3, 1, 4, 4)
+    down, up = spine.encoder, spine.decoder
+    h = torch.tanh(down[0](x.flatten(1)))
+    torch.testing.assert_close(spine.outer(x, None, 1), up[-1](h))
+    inner = torch.tanh(up[0](torch.tanh(down[2](h))))
+    torch.testing.assert_close(spine.outer(x, None, 2), up[-1](inner))
+
+
+def test_dense_layers_leave_what_other_fields_share_as_it_is():
+    spine = Dense(FLAT, hidden=(4,))
+    joined = torch.randn(3, 6, requires_grad=True)
+    own, other = (joined * 1).split([4, 2], 1)
+    before = own.clone()
+    (spine.decode(own, ()).sum() + other.sum()).backward()
+    assert torch.equal(own, before)
+
+
+def test_dense_ways_back():
+    spine = Dense(FLAT, hidden=(8, 6), mirror=(5, 7))
+    assert (spine.encoded, spine.decoded, spine.pairs) == (6, 5, ())
+    assert [m.out_features for m in spine.decoder if isinstance(m, nn.Linear)] == [7, 3]
+    params = torch.tensor([1.0, 2.0, 3.0])
+    assert spine.start_at(params)
+    assert torch.equal(spine.decoder.last.bias, params)
+    bare = Dense(FLAT, hidden=(8, 6), mirror=())
+    assert (bare.encoded, bare.decoded, bare.pairs) == (6, 3, ())
+    assert not bare.start_at(params)
+    assert bare.decode(params, ()) is params
+    masked = Dense(Geometry((3,), (1, 1, 1), 6, True), hidden=(8,))
+    assert (masked.encoder[0].in_features, masked.decoder.last.out_features) == (6, 6)
+    assert len(masked.pairs) == 1
+
+
+def test_classes_are_looked_up_before_dense_layers():
+    torch.manual_seed(0)
+    spine = Dense(CLASSES, hidden=(6,), embed=3)
+    assert (spine.encoder[0].in_features, spine.decoder.last.out_features) == (9, 9)
+    assert (spine.pairs, spine.classes.table.shape) == ((), (12, 3))
+    x = example(CLASSES)
+    h, _ = spine.encode(x, None)
+    torch.testing.assert_close(h, spine.encoder(spine.classes.encode(x, None)[0]))
+    seen = torch.ones(4, 3, dtype=torch.bool)
+    assert torch.equal(spine.encode(x, seen)[0], h)
+    seen[0, 1] = False
+    assert not torch.equal(spine.encode(x, seen)[0][0], h[0])
+    single = Dense(Geometry((2,), (1, 1), 2, False))  # classes of a single level
+    assert single.encode(torch.zeros(4, 2, dtype=torch.int64), None)[0].shape == (4, 64)
+
+
+@pytest.mark.parametrize("name", sorted(backbones))
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_field_that_goes_one_way_has_layers_for_that_way_alone(name, reads):
+    base = CASES[name]
+    params = 0 if reads else base.params
+    geometry = Geometry(base.shape, base.sizes, params, True, reads=reads, writes=not reads)
+    spine, both = (backbones.build(PartSpec(name), g) for g in (geometry, base))
+    assert (spine.pairs, spine.skipping) == ((), False)
+    if reads:
+        out, _ = spine.encode(example(base), None)
+        assert out.shape == (4, spine.encoded)
+    else:
+        assert spine.decoded == both.decoded
+        out = spine.decode(torch.randn(4, spine.decoded, requires_grad=True), ())
+        assert out.shape == (4, base.params)
+    if out.requires_grad:
+        out.square().sum().backward()
+    assert all(p.grad is not None for p in spine.parameters())
+
+
+def test_classes_that_are_only_predicted_have_no_table():
+    geometry = Geometry((3,), (2, 4, 3), 9, False, reads=False)
+    spine = Dense(geometry, hidden=(6,))
+    spine.decode(torch.randn(4, 6), ()).sum().backward()
+    assert all(p.grad is not None for p in spine.parameters())
+    assert count(spine) == 7 * 9
+
+
+def test_skips_need_both_ways():
+    for way in ("reads", "writes"):
+        geometry = Geometry(IMAGE.shape, IMAGE.sizes, 108, False, **{way: False})
+        with pytest.raises(InputError, match="only an input or only an output"):
+            Conv(geometry, channels=(4,), skips=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hidden": ()}, "hidden is empty; .* backbone 'flat'"),
+        ({"hidden": (8, 0)}, "hidden, stage 2: width is 0"),
+        ({"mirror": (8, {"widht": 3})}, "mirror, stage 2: unknown option 'widht'"),
+        ({"hidden": (8, {"width": 4, "residual": True})}, "hidden, stage 2 is residual"),
+        ({"mirror": (8, {"width": 4, "residual": True})}, "mirror, stage 2 is residual"),
+        ({"embed": 0}, "embed is 0; it must be 1 or more"),
+        ({"activation": "gleu"}, "did you mean 'gelu'"),
+    ],
+)
+@pytest.mark.parametrize("reads", [False, True])
+def test_bad_dense_layers_are_sentences(options, message, reads):
+    with pytest.raises(InputError, match=message):
+        Dense(Geometry((3,), (1, 1, 1), 3, False, reads=reads), **options)
 
 
 # Options

@@ -313,7 +313,7 @@ def test_orthogonal_weights_are_orthogonal():
 def test_direct_is_the_hidden_states_side_by_side():
     fusion = Direct({"a": 2, "b": 3}, {"a": 2, "b": 1}, 5, 3)
     a, b = torch.rand(4, 2), torch.rand(4, 3)
-    assert torch.equal(fusion.encode({"b": b, "a": a}), torch.cat([a, b], 1))
+    assert torch.equal(fusion.encode({"b": b, "a": a}, {}), torch.cat([a, b], 1))
     fusion.last_bias().copy_(torch.tensor([1.0, 2.0, 3.0]))
     parts = fusion.decode(torch.zeros(4, 3))
     assert parts["a"].tolist() == [[1.0, 2.0]] * 4

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from refold.backbones import backbones
-from refold.backbones.base import Geometry
 from refold.data.corruptions import Corruption, corruptions, resolve
 from refold.data.schema import Schema
 from refold.errors import InputError, unknown
@@ -21,7 +20,8 @@ from refold.ops.pca import Principal, principal_components
 from refold.parts import PartSpec
 from refold.penalties import Penalty, penalties
 from refold.recipe import Recipe, get
-from refold.spec import ModelSpec
+from refold.spec import ModelSpec, geometry
+from refold.training.balance import balancers
 from refold.training.start import balance, choose_size, design
 from refold.types import Batch
 
@@ -76,16 +76,20 @@ def assemble(schema: Schema, rows: Batch, wishes: Wishes) -> Assembly:
     heads = {
         k: f.head(recipe.likelihoods.get(kind_of(f))).to(device) for k, f in schema.fields.items()
     }
-    principal = principal_components(design(heads, rows))
-    entries = sum(len(f.sizes) for f in schema.fields.values())
+    shown = folded(schema)
+    principal = principal_components(design({k: heads[k] for k in shown}, rows))
+    entries = sum(len(schema.fields[k].sizes) for k in shown)
+    heads = {k: h for k, h in heads.items() if not schema.fields[k].given}
     fusion = fusions.resolve(wishes.fusion or recipe.fusion)
-    direct = encoded_width(schema, heads, spines) if fusion.name == "direct" else None
+    corruption = decide_corruption(wishes.corruption or recipe.corruption, schema)
+    direct = None
+    if fusion.name == "direct":
+        direct = encoded_width(schema, heads, spines, corruption)
     latent, size = decide_latent(wishes.latent, recipe, principal, entries, direct, reasons)
     if direct is None:
         hidden = decide_hidden(wishes.hidden, recipe, len(principal.mean), reasons)
         decided = {"hidden": hidden, "linear": recipe.linear and bool(hidden)}
         fusion = PartSpec(fusion.name, {**decided, **fusion.options})
-    corruption = decide_corruption(wishes.corruption or recipe.corruption, schema)
     spec = ModelSpec(
         latent=latent,
         size=size,
@@ -122,13 +126,23 @@ def check_kinds(name: str, recipe: Recipe, schema: Schema) -> None:
         )
 
 
+def folded(schema: Schema) -> list[str]:
+    """Fields that the code is to hold: those seen and given back, or where none is, those seen."""
+    rebuilt = [k for k, f in schema.fields.items() if not (f.target or f.given)]
+    return rebuilt or [k for k, f in schema.fields.items() if not f.target]
+
+
 def encoded_width(
-    schema: Schema, heads: Mapping[str, Likelihood], spines: Mapping[str, PartSpec]
+    schema: Schema,
+    heads: Mapping[str, Likelihood],
+    spines: Mapping[str, PartSpec],
+    corruption: PartSpec | None,
 ) -> int:
     """Return the numbers that the fields' encoders give together: a code without a body."""
     return sum(
-        backbones.build(spines[k], Geometry(f.shape, f.sizes, heads[k].width, f.missing)).encoded
+        backbones.build(spines[k], geometry(f, heads.get(k), corruption)).encoded
         for k, f in schema.fields.items()
+        if not f.target
     )
 
 
@@ -196,12 +210,22 @@ def decide_weights(
     heads: Mapping[str, Likelihood],
     rows: Batch,
 ) -> dict[str, tuple[float, ...]]:
-    """Return each field's weights, by a named rule or as given by field."""
+    """Return each output's weights, by a named rule, or as given by field or by column."""
     if isinstance(wish, str):
-        if wish not in ("balanced", "equal"):
-            raise unknown("weights", wish, ("balanced", "equal"))
-        return balance(heads, schema.fields, rows, wish)
-    for name in wish:
-        if name not in schema.fields:
-            raise unknown("field in weights", name, schema.fields)
-    return {k: (float(wish.get(k, 1.0)) * f.weight,) for k, f in schema.fields.items()}
+        rule = PartSpec.parse(wish).name
+        if rule not in ("balanced", "equal", *balancers):
+            raise unknown("weights", rule, ("balanced", "equal", *balancers))
+        return balance(heads, schema.fields, rows, "equal" if rule == "equal" else "balanced")
+    columns = {c: k for k in heads for c in schema.fields[k].columns}
+    for name, value in wish.items():
+        if name not in heads and name not in columns:
+            raise unknown("field in weights", name, {*heads, *columns})
+        if not 0 <= value < float("inf"):
+            raise InputError(f"the weight of '{name}' is {value}; give a number of 0 or more")
+    weights: dict[str, tuple[float, ...]] = {}
+    for k in heads:
+        own = schema.fields[k]
+        whole = float(wish.get(k, 1.0))
+        each = tuple(whole * float(wish.get(c, 1.0)) * own.weight for c in own.columns)
+        weights[k] = each if len(set(each)) > 1 else each[:1]
+    return weights

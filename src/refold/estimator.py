@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
@@ -14,10 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.utils.validation import (
-    check_is_fitted,
-    validate_data,
-)
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -37,6 +35,7 @@ from refold.table import Table
 from refold.training.fit import Progress, Watch
 from refold.training.pretrain import LAYERWISE
 from refold.types import Batch
+from refold.uses import complete
 from refold.uses.anomaly import Calibration
 from refold.uses.encoder import encoder_module
 from refold.uses.inspect import squared_errors
@@ -50,6 +49,11 @@ PLANNED = ("epochs", "batch_size", "lr", "optimizer", "schedule", "patience", "m
 
 class InputWarning(UserWarning):
     """The input had to be handled: values never seen, columns absent."""
+
+
+def _has_outputs(ae: Autoencoder) -> bool:
+    """Whether there is a column to predict from others; before fitting that is not known."""
+    return not hasattr(ae, "model_") or len(ae.schema_.order) > 1
 
 
 class Autoencoder(TransformerMixin, BaseEstimator):
@@ -297,14 +301,103 @@ class Autoencoder(TransformerMixin, BaseEstimator):
 
     @torch.inference_mode()
     def reconstruct(self, X: Any) -> Any:
-        """Rows as the model sees them, every cell, missing ones too; like ``X`` in all else."""
+        """Rows as the model sees them, every cell, missing ones too; like ``X`` in all else.
+
+        Targets are left out, see :meth:`predict`; columns that are only given stay as they are.
+        """
         check_is_fitted(self)
+        if not self.model_.rebuilt:
+            raise InputError(
+                "this model rebuilds nothing: its inputs are only given; use predict for its targets"
+            )
         table = self._read(X)
         parts = [
             {k: v[:count] for k, v in inference.points(self.model_, o.params).items()}
             for o, count in inference.outputs(self.model_, self._encode(table), self.schema_)
         ]
-        return table.container.rebuild(self.schema_.decode(inference.joined(parts), table))
+        found = {k: v for k, v in inference.joined(parts).items() if k in self.model_.rebuilt}
+        return table.container.rebuild(self.schema_.decode(found, table))
+
+    @available_if(_has_outputs)
+    def predict(
+        self, X: Any, columns: str | Sequence[str] | None = None, *, proba: bool = False
+    ) -> Any:
+        """Columns that are predicted, in their own types and the container of ``X``.
+
+        ``columns`` are the targets unless named; a named one that is also an input is not looked
+        at. A row in which nothing is known gets the answer of the prior. With ``proba``, a frame of
+        the probability of each level, ``column=level``. Raises :class:`InputError` where no column
+        is a target and none is named.
+
+        >>> import numpy as np
+        >>> x = np.random.default_rng(0).normal(size=(300, 4))
+        >>> rows = {"x": x, "side": np.where(x[:, 0] > 0, "right", "left")}
+        >>> ae = Autoencoder(3, fields={"side": "target"}, epochs=20).fit(rows)
+        >>> answer = ae.predict({"x": np.array([[2.0, 0, 0, 0], [-2.0, 0, 0, 0]])})
+        >>> answer["side"].tolist()
+        ['right', 'left']
+        """
+        check_is_fitted(self)
+        named = (columns,) if isinstance(columns, str) else columns
+        wanted = self.schema_.targets if named is None else tuple(named)
+        if not wanted:
+            raise InputError(
+                "no column of this model is a target; name columns to predict from the others, as "
+                "in predict(X, 'label'), or fit with fields={'label': 'target'}"
+            )
+        for name in wanted:
+            if self.schema_.fields[self.schema_.field_of(name)].given:
+                raise InputError(f"column '{name}' is only given, so it cannot be predicted")
+        table = complete.without(self._read(X), wanted)
+        rows = self._encode(table, wanted)
+        if proba:
+            shares = complete.probabilities(self.model_, rows, self.schema_, wanted)
+            return frame(shares, table.container)
+        return table.container.rebuild(complete.predicted(self.model_, rows, self.schema_, wanted))
+
+    def impute(
+        self, X: Any, n: int | None = None, *, flags: bool = False, seed: int | None = None
+    ) -> Any:
+        """Rows with their gaps filled, in the container, columns and types of ``X``.
+
+        Observed cells are those of ``X``, bit for bit; whole numbers stay whole. A gap gets the best
+        single value, a mean or the likeliest class. With ``n``, a list of ``n`` fillings drawn from
+        what the model holds possible (multiple imputation), where likelihoods or codes have a
+        spread to draw from; the same ``seed`` gives the same. ``flags`` adds a column of booleans,
+        ``name_imputed``, for every column that had a gap.
+
+        Source: Rubin, Multiple Imputation for Nonresponse in Surveys, 1987, for ``n``.
+
+        >>> import numpy as np
+        >>> x = np.random.default_rng(0).normal(size=(300, 1)) @ np.ones((1, 4))
+        >>> x[0, 0] = np.nan
+        >>> full = Autoencoder(1, recipe="imputation", epochs=30).fit(x).impute(x)
+        >>> bool(abs(full[0, 0] - x[0, 1]) < 0.5), bool((full[1:] == x[1:]).all())
+        (True, True)
+        """
+        check_is_fitted(self)
+        if n is not None and not (fits(n, int) and 1 <= n <= MOST):
+            raise InputError(f"asked for {n} imputations; ask for 1 or more")
+        table = self._read(X)
+        rows = self._encode(table)
+        left = complete.unfilled(table, self.schema_)
+        if left:
+            warnings.warn(
+                f"gaps stay in columns that the model did not learn: {', '.join(left)}",
+                InputWarning,
+                stacklevel=2,
+            )
+
+        def filled(draw: bool) -> Any:
+            columns = complete.imputed(
+                self.model_, table, rows, self.schema_, draw=draw, flags=flags
+            )
+            return table.container.rebuild(columns)
+
+        if n is None:
+            return filled(draw=False)
+        with seeded(self.seed if seed is None else seed):
+            return [filled(draw=True) for _ in range(n)]
 
     @torch.inference_mode()
     def score_samples(self, X: Any) -> NDArray[np.float64]:
@@ -357,23 +450,33 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         rows = self._encode(self._read(X))
         return float(squared_errors(self.model_, rows, self.schema_).mean())
 
-    def sample(self, n: int = 1, seed: int | None = None) -> Any:
+    def sample(self, n: int = 1, seed: int | None = None, *, given: Any = None) -> Any:
         """Draw ``n`` new rows, in the container, columns and types of the training data.
 
-        The same ``seed`` (None: the estimator's) gives the same rows. Raises an error that names
-        the latents that can, where the model's cannot.
+        ``given`` are rows of which only some columns are known, in any container, or one such row
+        as ``{"label": 3}``: then ``n`` rows are drawn for each, in order, the known values kept and
+        the others drawn given them. The same ``seed`` (None: the estimator's) gives the same rows.
+        Raises an error that names the latents that can, where the model's cannot.
         """
         check_is_fitted(self)
         if n < 1:
             raise InputError(f"asked for {n} samples; ask for 1 or more")
         self._refuse_skips("sampled")
+        if not self.model_.latent.generative:
+            raise self.model_.latent.no_prior()
         with seeded(self.seed if seed is None else seed):
-            z = self.model_.latent.sample(n)
-            parts = [
-                inference.draws(self.model_, p, self.schema_)
-                for p in inference.decode(self.model_, z)
-            ]
-        return self._container().rebuild(self.schema_.decode(inference.joined(parts)))
+            if given is None:
+                z = self.model_.latent.sample(n)
+                parts = [
+                    inference.draws(self.model_, p, self.schema_)
+                    for p in inference.decode(self.model_, z)
+                ]
+                return self._container().rebuild(self.schema_.decode(inference.joined(parts)))
+            table = self._read(one_row(given) if isinstance(given, Mapping) else given)
+            rows = self._encode(table, self.schema_.order)
+            found = complete.drawn(self.model_, rows, self.schema_, n)
+        columns = complete.keep_given(self.schema_.decode(found), table, n)
+        return self._container().rebuild(columns)
 
     def truncate(self, size: int, X: Any = None) -> Autoencoder:
         """Return a smaller model whose code is the first ``size`` entries of this one's.
@@ -474,10 +577,11 @@ class Autoencoder(TransformerMixin, BaseEstimator):
                 self.feature_names_in_ = np.array(list(table.columns), dtype=object)
         return table
 
-    def _encode(self, table: Table) -> Batch:
+    def _encode(self, table: Table, absent: Collection[str] = ()) -> Batch:
+        """Rows as tensors; columns in ``absent`` are expected to be missing, others remarked on."""
         if len(table) == 0:
             raise InputError("the data has no rows (0 samples); give at least one")
-        rows, notes = self.schema_.encode(table)
+        rows, notes = self.schema_.encode(table, absent)
         if notes:
             warnings.warn("; ".join(notes), InputWarning, stacklevel=3)
         return rows
@@ -544,6 +648,12 @@ class Autoencoder(TransformerMixin, BaseEstimator):
                 f"epoch {row['epoch']:6.1f}  train {row.get('train_loss', float('nan')):.5g}  "
                 f"held out {row['valid_loss']:.5g}  {progress.rows_per_second:,.0f} rows/s"
             )
+
+
+def one_row(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Make one row of single values, ``{"label": 3}``; columns stay as they are."""
+    single = {k: [v] for k, v in given.items() if isinstance(v, str) or np.ndim(v) == 0}
+    return single if len(single) == len(given) else given
 
 
 @contextmanager

@@ -50,7 +50,8 @@ def outputs(model: Model, rows: Batch, schema: Schema) -> Iterator[tuple[Output,
 
     What an output computes when asked runs in the caller's mode: call within inference mode.
     """
-    model.eval()
+    if model.training:
+        model.eval()
     device = model.fusion.last_bias().device
     for part, count in portions(rows):
         target = part.to(device)

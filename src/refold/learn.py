@@ -88,6 +88,10 @@ class Rows:
         inputs = None if self.inputs is None else self.inputs.rows(at).to(device)
         return Rows(self.targets.rows(at).to(device), inputs)
 
+    def seeing(self, names: Sequence[str]) -> Rows:
+        """The same rows, of which the encoder shall see the named fields alone."""
+        return Rows(self.targets, (self.inputs or self.targets).only(names))
+
 
 def learn(
     table: Table, shown: Table | None, course: Course, device: torch.device, watch: Watch | None
@@ -99,6 +103,7 @@ def learn(
     every = Rows(targets, None if shown is None else seen(shown, schema))
     train = every.part(train_at, device)
     held = every.part(held_at, device) if len(held_at) else None
+    check_outputs(schema, train.targets)
     chosen = assemble(schema, train.targets, _wishes(course))
     loop = _loop(chosen, course)
     model = begun(chosen, schema, train.targets, course, device)
@@ -111,6 +116,9 @@ def learn(
     if model.latent.relaxed:
         reasons.append("codes are freer in use than in training: reconstructions differ from those")
     noise = chosen.spec.corruption
+    if noise is not None and len(model.inputs) < len(schema.fields):
+        train = train.seeing(model.inputs)  # a corruption has no business with what is predicted
+        held = None if held is None else held.seeing(model.inputs)
     run = loop(
         model,
         train.targets,
@@ -158,6 +166,19 @@ def split(n: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[n
 def seen(shown: Table, schema: Schema) -> Batch:
     """Encode rows as inputs: kept near the training range, as they will be in use."""
     return inference.guard(schema.encode(shown)[0], schema)
+
+
+def check_outputs(schema: Schema, train: Batch) -> None:
+    """Refuse an output of which no training row has a value."""
+    for name, own in schema.fields.items():
+        seen = train.observed[name]
+        if own.given or seen is None or bool(seen.any(0).all()):
+            continue
+        entry = own.entries[int(seen.any(0).logical_not().int().argmax())]
+        raise InputError(
+            f"'{entry}' has no value in any of the {len(train)} training rows, so there is nothing "
+            f"to learn it from; give rows that have one, or leave it out"
+        )
 
 
 def begun(

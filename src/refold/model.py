@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from typing import final
@@ -25,7 +25,9 @@ from refold.types import Batch, Code
 class Model(nn.Module):
     """Backbones, fusion, latent and likelihoods, wired; no flag for any one family.
 
-    Each field's negative log-likelihood is multiplied by its weight (:meth:`weigh`).
+    ``inputs`` are the fields that the encoder sees, ``outputs`` those that the decoder gives; most
+    are both. Each output's negative log-likelihood is multiplied by its weight (:meth:`weigh`), and
+    in training also by its share, which a rule of balance may move.
     """
 
     def __init__(
@@ -37,21 +39,28 @@ class Model(nn.Module):
         penalties: tuple[Penalty, ...] = (),
     ) -> None:
         super().__init__()
-        self.names = tuple(backbones)
+        self.inputs = tuple(k for k, b in backbones.items() if b.geometry.reads)
+        self.outputs = tuple(k for k, b in backbones.items() if b.geometry.writes)
         # Module names may not hold dots, and field names are the user's own.
         self._backbones = nn.ModuleList(backbones.values())
-        self._likelihoods = nn.ModuleList(likelihoods[k] for k in self.names)
+        self._likelihoods = nn.ModuleList(likelihoods[k] for k in self.outputs)
         self.fusion = fusion
         self.latent = latent
         self.backbones = dict(backbones)
-        self.likelihoods = {k: likelihoods[k] for k in self.names}
+        self.likelihoods = {k: likelihoods[k] for k in self.outputs}
         self._penalties = nn.ModuleList(penalties)
         self.penalties = penalties
-        self._scalars = dict.fromkeys(self.names, 1.0)
+        self._scalars = dict.fromkeys(self.outputs, 1.0)
+        self.shares = dict.fromkeys(self.outputs, 1.0)
+
+    @property
+    def rebuilt(self) -> tuple[str, ...]:
+        """Fields that are both seen and given back."""
+        return tuple(k for k in self.inputs if k in self.likelihoods)
 
     def weigh(self, weights: dict[str, tuple[float, ...]]) -> None:
-        """Set each field's weights: one number, or one per entry."""
-        for i, name in enumerate(self.names):
+        """Set each output's weights: one number, or one per entry."""
+        for i, name in enumerate(self.outputs):
             given = weights[name]
             if len(given) == 1:
                 self._scalars[name] = given[0]
@@ -66,7 +75,11 @@ class Model(nn.Module):
         """Weight of a field: a number, or ``[E]``."""
         if name in self._scalars:
             return self._scalars[name]
-        return self.get_buffer(f"weight{self.names.index(name)}")
+        return self.get_buffer(f"weight{self.outputs.index(name)}")
+
+    def weights(self) -> dict[str, float]:
+        """Return what each output's cost is multiplied by in training, the mean over its entries."""
+        return {k: float(torch.as_tensor(self.weight(k)).mean()) * s for k, s in self.shares.items()}
 
     def set_progress(self, share: float) -> None:
         """Tell every part with a warm-up which share of the training run has passed."""
@@ -80,28 +93,25 @@ class Model(nn.Module):
 
     def encode(self, batch: Batch) -> tuple[Code, dict[str, Skips]]:
         """Code of a batch, and by field what its decoder takes from beside the code."""
-        hidden: dict[str, Tensor] = {}
-        skips: dict[str, Skips] = {}
-        for name, backbone in self.backbones.items():
-            hidden[name], skips[name] = backbone.encode(batch.x[name], batch.observed[name])
-        return self.latent(self.fusion.encode(hidden)), skips
+        return fold({k: self.backbones[k] for k in self.inputs}, self.fusion, self.latent, batch)
 
     def decode(self, z: Tensor, skips: dict[str, Skips] | None = None) -> dict[str, Tensor]:
         """Likelihood parameters ``{field: [B, P]}`` of codes ``[B, D]``."""
         hidden = self.fusion.decode(z)
-        return {
-            k: b.decode(hidden[k], () if skips is None else skips[k])
-            for k, b in self.backbones.items()
-        }
+        skips = skips or {}
+        return {k: self.backbones[k].decode(hidden[k], skips.get(k, ())) for k in self.outputs}
 
     def field_costs(
         self, params: dict[str, Tensor], target: Batch
     ) -> dict[str, tuple[Tensor, float]]:
         """Weighted cost of each field: a scalar, and the factor that makes it its mean per row."""
-        return {
+        costs = {
             k: self.likelihoods[k].cost(p, target.x[k], target.observed[k], self.weight(k))
             for k, p in params.items()
         }
+        if not self.training:
+            return costs
+        return {k: (value, factor * self.shares[k]) for k, (value, factor) in costs.items()}
 
     def mirrored(self) -> list[tuple[str, str]]:
         """Names of layers of the encoder and of those of the decoder that mirror them, by module.
@@ -137,6 +147,25 @@ class Model(nn.Module):
         code, skips = self.encode(batch)
         params = self.decode(code.z, skips)
         return Output(self, batch if target is None else target, code, params)
+
+
+def fold(
+    backbones: Mapping[str, Backbone], fusion: Fusion, latent: Latent, batch: Batch
+) -> tuple[Code, dict[str, Skips]]:
+    """Code of a batch by way of the given fields' backbones, and what they keep beside it."""
+    hidden: dict[str, Tensor] = {}
+    skips: dict[str, Skips] = {}
+    present: dict[str, Tensor] = {}
+    for name, backbone in backbones.items():
+        seen = batch.observed[name]
+        hidden[name], skips[name] = backbone.encode(batch.x[name], seen)
+        if seen is not None:
+            present[name] = seen.any(1)
+    h = fusion.encode(hidden, present)
+    if latent.generative and len(present) == len(backbones):
+        # Of a row in which nothing is known, the prior is all that can be said.
+        h = h * torch.stack(list(present.values())).any(0).to(h.dtype).unsqueeze(1)
+    return latent(h), skips
 
 
 @dataclass(eq=False)

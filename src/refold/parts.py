@@ -78,10 +78,13 @@ class Registry(Generic[T]):
     ...         self.tilt = tilt
     >>> shapes.build(PartSpec("square", {"tilt": 0.5}), 3).tilt
     0.5
+
+    Where parts are not ``sized``, no assembler gives them sizes, and arguments that may be
+    positional are the user's as well.
     """
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, *, sized: bool = True) -> None:
+        self.kind, self.sized = kind, sized
         self._parts: dict[str, type[T]] = {}
 
     def register(self, name: str) -> Callable[[type[P]], type[P]]:
@@ -105,10 +108,11 @@ class Registry(Generic[T]):
 
     def options(self, name: str) -> dict[str, Any]:
         """Hyperparameters a part takes, with their defaults."""
+        sizes = inspect.Parameter.POSITIONAL_OR_KEYWORD if self.sized else None
         return {
             p.name: p.default
             for p in inspect.signature(self[name]).parameters.values()
-            if p.kind is inspect.Parameter.KEYWORD_ONLY
+            if p.kind is not sizes
         }
 
     def build(self, spec: PartSpec, *sizes: Any) -> T:

@@ -10,10 +10,12 @@ from typing import Any
 from refold.backbones import backbones
 from refold.backbones.base import Geometry
 from refold.backbones.tied import tie_pairs
+from refold.data.corruptions import corruptions
 from refold.data.schema import Schema
+from refold.fields import Field
 from refold.fusion import fusions
 from refold.latents import latents
-from refold.likelihoods import likelihoods
+from refold.likelihoods import Likelihood, likelihoods
 from refold.model import Model
 from refold.parts import PartSpec
 from refold.penalties import penalties
@@ -25,7 +27,8 @@ class ModelSpec:
 
     ``backbones`` and ``likelihoods`` are specs by field name, ``weights`` one number per field or
     one per entry, ``size`` the size of the code; ``ties`` names pairs of the model's layers of
-    which the second uses the first one's weight.
+    which the second uses the first one's weight. A corruption that hides entries has the encoder
+    told which are there, whether or not any was missing in training.
     """
 
     latent: PartSpec
@@ -41,20 +44,18 @@ class ModelSpec:
     def build(self, schema: Schema) -> Model:
         """Make the modules, with fresh parameters drawn from torch's global generator."""
         heads = {
-            k: likelihoods.build(self.likelihoods[k], f.sizes, f.shape)
-            for k, f in schema.fields.items()
+            k: likelihoods.build(p, schema.fields[k].sizes, schema.fields[k].shape)
+            for k, p in self.likelihoods.items()
         }
         spines = {
-            k: backbones.build(
-                self.backbones[k], Geometry(f.shape, f.sizes, heads[k].width, f.missing)
-            )
-            for k, f in schema.fields.items()
+            k: backbones.build(p, geometry(schema.fields[k], heads.get(k), self.corruption))
+            for k, p in self.backbones.items()
         }
         latent = latents.build(self.latent, self.size)
         fusion = fusions.build(
             self.fusion,
-            {k: b.encoded for k, b in spines.items()},
-            {k: b.decoded for k, b in spines.items()},
+            {k: b.encoded for k, b in spines.items() if b.geometry.reads},
+            {k: b.decoded for k, b in spines.items() if b.geometry.writes},
             latent.width,
             latent.size,
         )
@@ -96,6 +97,20 @@ class ModelSpec:
             tuple(part_from_json(p) for p in values["penalties"]),
             tuple((mine, other) for mine, other in values.get("ties", ())),
         )
+
+
+def geometry(own: Field, head: Likelihood | None, corruption: PartSpec | None) -> Geometry:
+    """Sizes of a field for its backbone; ``head`` is None where it is never rebuilt."""
+    told = corruption is not None and corruptions.build(corruption).hides
+    width = 0 if head is None else head.width
+    return Geometry(
+        own.shape,
+        own.sizes,
+        width,
+        own.missing or told,
+        reads=not own.target,
+        writes=head is not None,
+    )
 
 
 def is_plain(spec: PartSpec) -> bool:

@@ -15,6 +15,7 @@ nothing changes one after it is made.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -45,6 +46,13 @@ class Batch:
         return Batch(
             {k: v.index_select(0, index) for k, v in self.x.items()},
             {k: None if o is None else o.index_select(0, index) for k, o in self.observed.items()},
+        )
+
+    def only(self, names: Collection[str]) -> Batch:
+        """The same rows with the named fields alone."""
+        return Batch(
+            {k: v for k, v in self.x.items() if k in names},
+            {k: o for k, o in self.observed.items() if k in names},
         )
 
     def to(self, device: torch.device | str) -> Batch:

@@ -3,6 +3,7 @@
 from refold.backbones.attention import SelfAttention2d
 from refold.backbones.base import Backbone, backbones, register
 from refold.backbones.conv import Conv
+from refold.backbones.dense import Dense
 from refold.backbones.flat import Embed, Flat
 from refold.backbones.layers import ACTIVATIONS, NORMS, Residual, initialise
 from refold.backbones.mlp import Mlp
@@ -15,6 +16,7 @@ __all__ = [
     "Backbone",
     "Conv",
     "ConvStage",
+    "Dense",
     "DenseStage",
     "Embed",
     "Flat",

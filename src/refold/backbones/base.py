@@ -23,13 +23,17 @@ class Geometry:
     """Sizes of a field, as the assembler gives them to its backbone.
 
     ``shape`` of one row of ``x``; ``sizes`` the levels of each entry; ``params`` the numbers the
-    field's likelihood needs; ``missing`` whether entries can be absent.
+    field's likelihood needs; ``missing`` whether entries can be absent. A field that is only
+    predicted is not read, one that is never rebuilt is not written: layers for that way are not
+    needed.
     """
 
     shape: tuple[int, ...]
     sizes: tuple[int, ...]
     params: int
     missing: bool
+    reads: bool = True
+    writes: bool = True
 
 
 class Backbone(nn.Module, ABC):
@@ -109,8 +113,13 @@ def there_and_back(pairs: Pairs, h: Tensor) -> Tensor:
 
 
 def with_mask(h: Tensor, visible: Tensor | None, geometry: Geometry) -> Tensor:
-    """Append to ``h`` ``[B, C]`` one number per entry that says whether it is there."""
+    """Append to ``h`` ``[B, E]`` one number per entry that says whether it is there.
+
+    What is not there is zero, whatever ``h`` holds in its place.
+    """
     if not geometry.missing:
         return h
-    seen = h.new_ones(len(h), len(geometry.sizes)) if visible is None else visible.to(h.dtype)
-    return torch.cat([h, seen], dim=1)
+    if visible is None:
+        return torch.cat([h, h.new_ones(len(h), len(geometry.sizes))], dim=1)
+    seen = visible.to(h.dtype)
+    return torch.cat([h * seen, seen], dim=1)

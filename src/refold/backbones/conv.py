@@ -50,7 +50,8 @@ class Conv(Backbone):
     met by a transposed one of the same weight shape, its adjoint where padding is zero, and pooling
     by nearest upsampling; ``up="upsample"``: pooling and strides are met by nearest upsampling,
     convolutions by convolutions; ``up="flat"``: there is no decoder here, so that the dense body
-    gives the likelihood's parameters.
+    gives the likelihood's parameters. An image that is only predicted has the decoder alone, for
+    which the stages describe what it mirrors; one that is never rebuilt has the encoder alone.
 
     ``skips=True`` hands the map before each stage's pooling to the decoder, which meets it at the
     same scale, as in a U-Net: restoration is better, but a code alone cannot be unfolded.
@@ -137,8 +138,8 @@ class Conv(Backbone):
 
     @property
     def pairs(self) -> Pairs:
-        """The stages, each with its mirror; none where the body is the decoder."""
-        if self.up == "flat":
+        """The stages, each with its mirror; none where the body is the decoder, or one way is."""
+        if self.up == "flat" or not (self.geometry.reads and self.geometry.writes):
             return ()
         layers = iter(self.encoder)
         down = [nn.Sequential(*islice(layers, n)) for n in self._lengths]
@@ -217,6 +218,11 @@ class Conv(Backbone):
                 )
         if not self.skips:
             return
+        if not (self.geometry.reads and self.geometry.writes):
+            raise InputError(
+                "skips=True hands an image's own maps to its decoder, and this image is only an "
+                "input or only an output; use skips=False"
+            )
         if self.up == "flat":
             raise InputError(
                 "skips=True needs a convolutional decoder to skip to, which up='flat' leaves out; "
@@ -233,10 +239,11 @@ class Conv(Backbone):
         inputs, height, width = self.geometry.shape
         maps = inputs * (2 if self.geometry.missing else 1)
         self._levels = laid_out(maps, (height, width), stages, self.padding_mode)
-        down = [_stage_down(level) for level in self._levels]
-        self._lengths = tuple(map(len, down))
-        self.encoder = nn.Sequential(*chain.from_iterable(down))
-        if self.up == "flat":
+        if self.geometry.reads:
+            down = [_stage_down(level) for level in self._levels]
+            self._lengths = tuple(map(len, down))
+            self.encoder = nn.Sequential(*chain.from_iterable(down))
+        if self.up == "flat" or not self.geometry.writes:
             return
         turn = up_transposed if self.up == "transpose" else up_resampled
         outputs = self.geometry.params // (height * width)

@@ -78,6 +78,8 @@ class Embed(Layerless):
     def __init__(self, geometry: Geometry, *, width: int = 8) -> None:
         super().__init__(geometry)
         self.width = width
+        if not geometry.reads:
+            return
         rows = torch.tensor(geometry.sizes) + 1
         self.table = nn.Parameter(torch.randn(int(rows.sum()), width) / width**0.5)
         self.register_buffer("offset", rows.cumsum(0) - rows + 1, persistent=False)

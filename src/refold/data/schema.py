@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ CODED = 10  # integers with at most so many values, each seen ten times, are cod
 MANY = 1000  # levels above which text is no category
 
 IGNORE = "ignore"
+ROLES = ("target", "given")  # what a user may say of a column in place of its kind
 
 Override = str | Field | None
 
@@ -61,8 +62,9 @@ class Schema:
         """Infer kinds from all of ``table``, and learn scales from the given ``rows``.
 
         ``overrides`` maps a column to a kind (``"categorical"``, ``"numeric(likelihood='l1')"``)
-        or a field object, or sets it aside (``"ignore"``). Raises :class:`InputError` for names
-        that do not exist.
+        or a field object, to a role (``"target"``, ``"given"``) while its kind is inferred, or sets
+        it aside (``"ignore"``). Raises :class:`InputError` for names that do not exist, and where
+        nothing is left to see or to give back.
         """
         overrides = overrides or {}
         for name in overrides:
@@ -71,7 +73,7 @@ class Schema:
         aside: dict[str, Aside] = {}
         packed: dict[tuple[Field, str], list[str]] = {}
         for name, column in table.columns.items():
-            kind = judge(name, column, overrides.get(name), name in table.aside)
+            kind = cast_role(name, column, table, overrides.get(name))
             if isinstance(kind, Aside):
                 aside[name] = kind
             else:
@@ -82,28 +84,44 @@ class Schema:
             own = dataclasses.replace(template, columns=tuple(names))
             # A level seen in any row is known; scales come from the training rows alone.
             source = table.columns if isinstance(own, Classes) else training
-            fitted[_free(block or kind_of(own), fitted)] = own.fit(source)
+            name = names[0] if len(names) == 1 else kind_of(own)
+            fitted[_free(block or name, fitted)] = own.fit(source)
         if not fitted:
             reasons = "; ".join(f"'{k}' {a.reason}" for k, a in aside.items())
             raise InputError(f"no column is left to learn from: {reasons or 'the data has none'}")
+        if all(f.target for f in fitted.values()):
+            raise InputError(
+                "every column is a target, so there is nothing to predict it from; leave at least "
+                "one that is not"
+            )
+        if all(f.given for f in fitted.values()):
+            raise InputError(
+                "every column is given, so there is nothing to learn; leave at least one that is "
+                "rebuilt or a target"
+            )
         order = tuple(c for c in table.columns if c not in aside or aside[c].output)
         return cls(fitted, order, aside, table.container.kind)
 
-    def encode(self, table: Table) -> tuple[Batch, list[str]]:
-        """Rows as tensors, and remarks on what had to be handled: new values, absent columns."""
+    def encode(self, table: Table, quiet: Collection[str] = ()) -> tuple[Batch, list[str]]:
+        """Rows as tensors, and remarks on what had to be handled: new values, absent columns.
+
+        No remark is made where a target or a column in ``quiet`` is absent.
+        """
         notes = list[str]()
         columns = dict(table.columns)
         if len(self.fields) == 1 and len(columns) == 1:
             columns = self._renamed(columns)
         learnt = [c for f in self.fields.values() for c in f.columns]
-        absent = [c for c in learnt if c not in columns]
-        if len(absent) == len(learnt):
+        needed = [c for f in self.fields.values() for c in f.columns if not f.target]
+        if not any(c in columns or c in quiet for c in needed):
             raise InputError(
                 f"none of the columns the model was trained on is in the data: expected "
-                f"{_some(learnt)}, got {_some(list(columns))}"
+                f"{_some(needed)}, got {_some(list(columns))}"
             )
-        for name in absent:
-            columns[name] = self._nothing(name, len(table))
+        absent = [c for c in needed if c not in columns and c not in quiet]
+        for name in learnt:
+            if name not in columns:
+                columns[name] = self._nothing(name, len(table))
         if absent:
             notes.append(f"not in the data, so missing in every row: {_some(absent)}")
         extra = [c for c in columns if c not in learnt and c not in self.aside]
@@ -118,17 +136,43 @@ class Schema:
         return Batch(x, observed), notes
 
     def decode(self, points: Mapping[str, Tensor], given: Table | None = None) -> dict[str, Column]:
-        """Values of every column in the user's order; columns set aside come from ``given``."""
-        values: dict[str, Column] = {}
-        for name, own in self.fields.items():
-            values |= own.to_values(points[name])
+        """Values of the columns of the fields in ``points``, in the user's order.
+
+        Columns that are never rebuilt, and those set aside, come from ``given``.
+        """
+        values = self.values(points)
         n = len(next(iter(points.values())))
+        for name in (c for f in self.fields.values() if f.given for c in f.columns):
+            if given is not None and name in given.columns:
+                values[name] = given.columns[name]
         for name, own in self.aside.items():
             if not own.output:
                 continue
             kept = given is not None and name in given.columns and own.value is None
             values[name] = given.columns[name] if kept and given else _repeat(own, n)
-        return {name: values[name] for name in self.order}
+        return {name: values[name] for name in self.order if name in values}
+
+    def values(self, points: Mapping[str, Tensor]) -> dict[str, Column]:
+        """Values of the columns of the fields in ``points``, and no others."""
+        values: dict[str, Column] = {}
+        for name, point in points.items():
+            values |= self.fields[name].to_values(point)
+        return {name: values[name] for name in self.order if name in values}
+
+    def field_of(self, column: str) -> str:
+        """Return the name of the field that holds a column; an error for one that none does."""
+        for name, own in self.fields.items():
+            if column in own.columns:
+                return name
+        raise unknown("column", column, [c for f in self.fields.values() for c in f.columns])
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Columns that are predicted and never seen, in the user's order."""
+        return tuple(c for c in self.order if c not in self.aside and self._own(c).target)
+
+    def _own(self, column: str) -> Field:
+        return self.fields[self.field_of(column)]
 
     def entries(self) -> list[str]:
         """Name of every entry of every field, in the fields' order."""
@@ -177,6 +221,25 @@ class Schema:
     def _nothing(self, name: str, n: int) -> Column:
         own = next(f for f in self.fields.values() if name in f.columns)
         return np.full((n, *own.cell), np.nan) if own.block else pa.chunked_array([pa.nulls(n)])
+
+
+def cast_role(name: str, column: Column, table: Table, override: Override) -> Field | Aside:
+    """Kind and role of a column: those the user says, the rest from its values."""
+    if override not in ROLES:
+        kind = judge(name, column, override, name in table.aside)
+        if isinstance(kind, Field) and kind.target and kind.given:
+            raise InputError(
+                f"column '{name}' is to be a target, which is never seen, and given, which is "
+                f"never predicted; leave one of them out, or both for a column that is rebuilt"
+            )
+        return kind
+    kind = judge(name, column, None, label=False)
+    if isinstance(kind, Aside):
+        raise InputError(
+            f"column '{name}' cannot be {override}: it is {kind.reason}; leave it out, or name its "
+            f"kind, as in fields={{'{name}': 'categorical({override}=True)'}}"
+        )
+    return dataclasses.replace(kind, **{str(override): True})
 
 
 def judge(name: str, column: Column, override: Override, label: bool) -> Field | Aside:

@@ -6,7 +6,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar, cast
 
 import pyarrow as pa
 from torch import Tensor
@@ -15,6 +15,14 @@ from refold.errors import InputError
 from refold.likelihoods import Likelihood, likelihoods
 from refold.parts import PartSpec, Registry
 from refold.table import Arrow, Column
+
+
+T = TypeVar("T")
+
+
+def learnt(default: T) -> T:
+    """Declare an attribute that :meth:`Field.fit` sets, and that is no option of the user's."""
+    return cast("T", dataclasses.field(default=default, metadata={"learnt": True}))
 
 
 class Encoded(NamedTuple):
@@ -44,16 +52,18 @@ class Field(ABC):
     """Likelihoods that can predict this kind."""
     margin: ClassVar[float] = 3.0
     """How far beyond its training range (in its own scale) an encoder may see a value."""
-    smooth: ClassVar[bool] = False
-    """True where a sampled row is best shown by its mean, as pictures are."""
+    shades: ClassVar[tuple[str, ...]] = ()
+    """Likelihoods whose draws are no values of this kind: a coin's toss is no shade of grey."""
+    apart: ClassVar[float] = 1.0
+    """How far two numbers may lie apart, in the field's own scale, and still count as alike."""
 
     likelihood: str | None = None
     backbone: str | None = None
     weight: float = 1.0
     target: bool = False
     given: bool = False
-    columns: tuple[str, ...] = ()
-    missing: bool = False
+    columns: tuple[str, ...] = learnt(())
+    missing: bool = learnt(False)
     """Whether training rows had missing entries, so that the encoder is told which."""
 
     @abstractmethod
@@ -94,6 +104,11 @@ class Field(ABC):
         return self.columns
 
     @property
+    def smooth(self) -> bool:
+        """Whether a sampled row is best shown by its mean, as pictures are."""
+        return PartSpec.parse(self.likelihood or self.native).name in self.shades
+
+    @property
     @abstractmethod
     def bounds(self) -> tuple[list[float], list[float]] | None:
         """Range of each entry of ``x`` in training, for numbers; None where levels bound it."""
@@ -115,7 +130,7 @@ class Field(ABC):
         options = {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
-            if f.name not in LEARNT and getattr(self, f.name) != f.default
+            if not f.metadata.get("learnt") and getattr(self, f.name) != f.default
         }
         return str(PartSpec(kind_of(self), options))
 
@@ -125,14 +140,18 @@ class Field(ABC):
         return {"kind": kind_of(self), **values}
 
 
-LEARNT = frozenset(
-    {"columns", "missing", "mean", "std", "low", "high", "types", "levels", "dtype", "height"}
-    | {"width", "channels", "layout", "fill"}
-)
-"""Attributes of fields that :meth:`Field.fit` sets: no options of the user's."""
-
-fields: Registry[Field] = Registry("field kind")
+fields: Registry[Field] = Registry("field kind", sized=False)
 register = fields.register
+
+
+def options_of(kind: str) -> list[str]:
+    """Options a user may give a registered kind of field, without what it learns.
+
+    >>> options_of("vector")[:3]
+    ['size', 'likelihood', 'backbone']
+    """
+    known = dataclasses.fields(fields[kind])
+    return [f.name for f in known if not f.metadata.get("learnt")]
 
 
 def kind_of(field: Field) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +100,15 @@ class Likelihood(nn.Module, ABC):
             total, factor = self.total(params, x)
             return total, factor * weight / x.shape[0]
         return self.weighted(params, x, observed, weight).sum(), 1.0 / x.shape[0]
+
+
+@runtime_checkable
+class Settling(Protocol):
+    """A likelihood with parameters of its own that start from the data, as a decoder's bias does."""
+
+    def settle(self, x: Tensor, observed: Tensor | None) -> None:
+        """Set them so that, with :meth:`Likelihood.marginal`, they are the best constant."""
+        ...
 
 
 likelihoods: Registry[Likelihood] = Registry("likelihood")

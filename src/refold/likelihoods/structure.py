@@ -10,13 +10,13 @@ from torch.distributions import Distribution, Normal
 
 from refold.errors import InputError
 from refold.likelihoods.base import observed_mean, register
-from refold.likelihoods.numbers import Location
+from refold.likelihoods.numbers import FixedSpread, Location
 from refold.ops.structure import SCALES, ssim_map
 
 
 @final
 @register("ssim")
-class StructuralSimilarity(Location):
+class StructuralSimilarity(Location, FixedSpread):
     r"""Structural similarity around each pixel, mixed with half its squared error.
 
     .. math:: \ell_p = (1 - \alpha) \tfrac12 (x_p - \mu_p)^2
@@ -64,11 +64,6 @@ class StructuralSimilarity(Location):
             raise InputError(f"scales is {scales}; it must lie in 1..{len(SCALES)}")
         self.mix, self.scales = mix, scales
 
-    @property
-    def width(self) -> int:
-        """One output per entry."""
-        return self.entries
-
     def cells(self, params: Tensor, x: Tensor) -> Tensor:
         """Mixed cost of each pixel."""
         squared = (params - x.flatten(1)).square() * (0.5 * (1 - self.mix))
@@ -88,10 +83,6 @@ class StructuralSimilarity(Location):
     def distribution(self, params: Tensor) -> Distribution:
         """Return the normal of unit variance that the squared part is."""
         return Normal(params, torch.ones_like(params))
-
-    def draw(self, params: Tensor) -> Tensor:
-        """Return the point: the spread is not learnt."""
-        return params
 
     def marginal(self, x: Tensor, observed: Tensor | None) -> Tensor:
         """Return the mean image: best for the squared part, and a start only."""

@@ -52,8 +52,9 @@ def spoken(model: nn.Module, layer: str) -> str:
             if kind not in ("_backbones", "_likelihoods"):
                 return inner
             index, _, rest = rest.partition(".")
-            own = ["likelihood"] if kind == "_likelihoods" else []
-            return ".".join([held.names[int(index)], *own, *([rest] if rest else [])])
+            head = kind == "_likelihoods"
+            name = (held.outputs if head else tuple(held.backbones))[int(index)]
+            return ".".join([name, *(["likelihood"] if head else []), *([rest] if rest else [])])
     return layer
 
 

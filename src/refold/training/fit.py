@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from refold.data.corruptions import Corruption
 from refold.errors import InputError
 from refold.latents import Latent
+from refold.training.balance import Balancer
 from refold.training.checks import first_broken_layer, gradient_norms
 from refold.training.machine import fitting_threads, keep_freed_memory
 from refold.training.plan import Plan
@@ -48,6 +49,10 @@ class Trainable(Protocol):
 
     def set_progress(self, share: float) -> None:
         """Take note of the share of the run that has passed."""
+        ...
+
+    def weights(self) -> dict[str, float]:
+        """Return by output what its cost is multiplied by in training; empty where none has any."""
         ...
 
 
@@ -90,6 +95,7 @@ def fit(
     corruption: Corruption | None = None,
     seed: int = 0,
     bfloat16: bool = False,
+    balancer: Balancer | None = None,
     watch: Watch | None = None,
 ) -> Run:
     """Train ``model`` in place, and leave it with the weights that did best on ``held_out``.
@@ -98,9 +104,13 @@ def fit(
     losses stay there until an evaluation reads them. ``inputs`` and ``held_inputs`` are what the
     model sees in place of the rows themselves, which stay the target. History has a row per
     evaluation, the first before any step: means over the rows of every term, in training and held
-    out, the norm of each layer's gradient in the last step, and how many units of the code were
-    zero in every held-out row. Ctrl-C ends the run as an evaluation would. A loss that is no number
-    ends it with an :class:`InputError` that names the term and the layer.
+    out, the norm of each layer's gradient in the last step, how many units of the code were zero in
+    every held-out row, and the weight of each output where there are several. Ctrl-C ends the run
+    as an evaluation would. A loss that is no number ends it with an :class:`InputError` that names
+    the term and the layer.
+
+    A ``balancer`` moves shares of the outputs' costs between steps. Means in the history are of the
+    costs without these shares, and the weight is the one in force, with its share.
     """
     device = next(iter(train.x.values())).device
     draw = torch.Generator(device).manual_seed(seed)
@@ -132,6 +142,8 @@ def fit(
         held = evaluate(model, judged, corruption, seed, judged_inputs, portion)
         row |= {f"valid_{k}": v for k, v in held.items() if k != "dead_units"}
         row |= {k: v for k, v in held.items() if k == "dead_units"}
+        weights = trained.weights()
+        row |= {f"weight_{k}": w for k, w in weights.items() if len(weights) > 1}
         row |= {f"grad_{k}": v for k, v in gradient_norms(model).items()}
         row["seconds"] = time.perf_counter() - began
         refuse_nan(row, model, judged)
@@ -168,7 +180,9 @@ def fit(
                 batch = clean if inputs is None else inputs.rows(index)
                 batch = batch if corruption is None else corruption(batch, draw)
                 with autocast:
-                    costs = trained(batch, clean).costs
+                    outcome = trained(batch, clean)
+                    costs = outcome.costs
+                shown = costs if balancer is None else balancer(costs, outcome.code)
                 for parameter in parameters:
                     parameter.grad = None
                 # Each cost is a root with its factor as seed: no node scales them or adds them up.
@@ -176,9 +190,9 @@ def fit(
                 reached = [cost for cost in costs.values() if cost[0].requires_grad]
                 values, factors = zip(*reached, strict=True)
                 torch.autograd.backward(values, tuple(map(seed_of, factors)))
-                totals.add(costs, len(clean))
+                totals.add(shown, len(clean))
                 # Free the graph now: the next pass then finds its memory still in cache.
-                del costs, reached, values
+                del outcome, costs, shown, reached, values
                 optimizer.step()
                 step += 1
                 if step % tick == 0:

@@ -38,6 +38,10 @@ class Outer(nn.Module):
     def set_progress(self, share: float) -> None:
         """Nothing here warms up: costs are those of the fields alone."""
 
+    def weights(self) -> dict[str, float]:
+        """Return the model's own."""
+        return self.model.weights()
+
     def forward(self, batch: Batch, target: Batch) -> Shell:
         """Rebuild the fields from the outermost hidden state instead of from the code."""
         m = self.model
@@ -81,6 +85,12 @@ def phases(model: Model) -> list[Phase]:
         raise InputError(
             f"layers of '{model.skipping[0]}' cannot be trained one by one: skips lead around "
             f"them; use a backbone without skips"
+        )
+    once = [k for k in model.backbones if k not in model.rebuilt]
+    if once:
+        raise InputError(
+            f"layers cannot be trained one by one here: '{once[0]}' is only an input or only an "
+            f"output, so that what leads to it does not mirror what leads from it"
         )
     found: list[Phase] = []
     depth = max(len(b.pairs) for b in model.backbones.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from refold.backbones import Flat
 from refold.fields import Field
 from refold.latents import Nested, Plain
-from refold.likelihoods import Likelihood
+from refold.likelihoods import Beta, Likelihood, Settling
 from refold.likelihoods.numbers import Location, SquaredError
 from refold.model import Model
 from refold.ops.pca import Principal, principal_components
@@ -72,17 +72,27 @@ def balance(
             share = share.mean().reshape(1)
         weights[name] = tuple((share * fields[name].weight).tolist())
     if len(weights) == 1 and len(next(iter(weights.values()))) == 1:
-        only = next(iter(fields))
+        only = next(iter(weights))
         weights[only] = (fields[only].weight,)
     return weights
 
 
 @torch.no_grad()
 def baseline(head: Likelihood, x: Tensor, observed: Tensor | None) -> Tensor:
-    """Mean cost ``[E]`` per observed entry of predicting a constant, on at most 20,000 rows."""
+    """Mean cost ``[E]`` per row of predicting a constant, on at most 20,000 rows.
+
+    A missing entry costs nothing, so one that is rarely there has a small mean, and balanced
+    weights make up for it.
+    """
     step = -(-len(x) // SAMPLE)
     x, observed = x[::step], None if observed is None else observed[::step]
-    if isinstance(head, Location) and not head.contextual:
+    if isinstance(head, Settling):
+        head.settle(x, observed)
+    if isinstance(head, Beta):
+        # Of a density that learns its own spread, half a nat, as a normal's: its scale is its own.
+        cells = torch.full((len(x), head.entries), 0.5, dtype=torch.float64, device=x.device)
+        cells = cells if observed is None else cells.masked_fill(~observed, 0.0)
+    elif isinstance(head, Location) and not head.contextual:
         # Densities of numbers have no zero; half the variance is their cost in any unit.
         marginal = head.marginal(x, observed)[: head.entries]
         cells = (x.flatten(1) - marginal).double().square() * 0.5
@@ -90,16 +100,19 @@ def baseline(head: Likelihood, x: Tensor, observed: Tensor | None) -> Tensor:
     else:
         params = head.marginal(x, observed).expand(len(x), -1)
         cells = head.weighted(params, x, observed, 1.0).double()
-    seen = len(x) if observed is None else observed.sum(0).clamp_min(1)
-    return cells.sum(0) / seen
+    return cells.mean(0)
 
 
 @torch.no_grad()
 def start_constant(model: Model, rows: Batch) -> None:
     """Start every decoder's bias at the best constant prediction of its field."""
     bias, at = model.fusion.last_bias(), 0
-    for name, spine in model.backbones.items():
-        params = model.likelihoods[name].marginal(rows.x[name], rows.observed[name]).float()
+    for name in model.outputs:
+        spine = model.backbones[name]
+        head = model.likelihoods[name]
+        if isinstance(head, Settling):
+            head.settle(rows.x[name], rows.observed[name])
+        params = head.marginal(rows.x[name], rows.observed[name]).float()
         if not spine.start_at(params):
             bias[at : at + spine.decoded] = params
         at += spine.decoded
@@ -113,14 +126,16 @@ def start_centred(model: Model, rows: Batch) -> None:
     to less than nothing would answer every image with a negative number, and behind a rectifier or
     among the largest k never be heard of.
     """
-    lead = next((m for m in model.fusion.modules() if isinstance(m, nn.Linear)), None)
-    bias: Tensor | None = None if lead is None else lead.bias
-    if lead is None or bias is None:
-        return
     sample = rows.rows(slice(None, None, max(1, len(rows) // ENOUGH)))
-    hidden = {k: b.encode(sample.x[k], sample.observed[k])[0] for k, b in model.backbones.items()}
-    mean = torch.cat([hidden[k] for k in model.fusion.inputs], 1).mean(0)
-    bias -= lead.weight @ mean
+    hidden = {
+        k: model.backbones[k].encode(sample.x[k], sample.observed[k])[0] for k in model.inputs
+    }
+    mean = torch.zeros(0)
+    for names, lead in model.fusion.leads:
+        mean = torch.cat([hidden[k] for k in names], 1).mean(0)
+        bias: Tensor | None = lead.bias  # none where a norm follows
+        if bias is not None:
+            bias -= lead.weight @ mean
     path = model.fusion.linear_path()
     if path is not None and path.beside:
         path.down_bias.sub_(path.down @ mean)
@@ -134,11 +149,14 @@ def can_start_pca(model: Model) -> bool:
     return (
         model.fusion.linear_path() is not None
         and isinstance(model.latent, Plain | Nested)
-        and all(isinstance(b, Flat) for b in model.backbones.values())
-        and all(
-            isinstance(h, Location) and h.width == h.entries for h in model.likelihoods.values()
-        )
+        and all(isinstance(model.backbones[k], Flat) for k in model.inputs)
+        and all(_is_mean(model.likelihoods[k]) for k in model.rebuilt)
+        and bool(model.rebuilt)
     )
+
+
+def _is_mean(head: Likelihood) -> bool:
+    return isinstance(head, Location) and head.width == head.entries
 
 
 def solved_by_pca(model: Model, rows: Batch) -> bool:
@@ -150,6 +168,7 @@ def solved_by_pca(model: Model, rows: Batch) -> bool:
         and path is not None
         and not path.beside
         and not model.penalties
+        and set(model.rebuilt) == set(model.backbones)
         and all(isinstance(h, SquaredError) for h in model.likelihoods.values())
         and all(seen is None for seen in rows.observed.values())
     )
@@ -169,7 +188,8 @@ def start_pca(model: Model, rows: Batch, principal: Principal) -> None:
     assert path is not None
     root = _entry_weights(model).sqrt()
     if float(root.max()) > float(root.min()):
-        principal = principal_components(design(model.likelihoods, rows) * root.float())
+        heads = {k: model.likelihoods[k] for k in model.rebuilt}
+        principal = principal_components(design(heads, rows) * root.float())
     else:
         root = torch.ones_like(root)
     k = min(model.latent.size, principal.axes.shape[1])
@@ -178,31 +198,36 @@ def start_pca(model: Model, rows: Batch, principal: Principal) -> None:
     scale = float(principal.variance[0].clamp_min(1e-12).sqrt()) if path.beside else 1.0
     for weight in path.beside:
         weight.zero_()
-    columns = _numbers(model)
+    columns = _places(model, model.inputs, [model.backbones[k].encoded for k in model.inputs])
+    outputs = _places(model, model.outputs, [model.backbones[k].decoded for k in model.outputs])
     path.down[:k].zero_()
     path.down[:k, columns] = (axes * root[:, None] / scale).T.float()
     path.up.zero_()
-    path.up[:, :k] = (axes / root[:, None] * scale).float()
+    path.up[outputs, :k] = (axes / root[:, None] * scale).float()
     path.down_bias[:k] = -(axes / scale).T.mv(principal.mean).float()
-    path.up_bias.copy_((principal.mean / root).float())
+    path.up_bias[outputs] = (principal.mean / root).float()
 
 
 def _entry_weights(model: Model) -> Tensor:
-    """Weight of every entry, ``[E]`` over all fields."""
+    """Weight of every rebuilt entry, ``[E]`` over all such fields."""
     device = model.fusion.last_bias().device
     weights = [
-        torch.as_tensor(model.weight(k), device=device).expand(b.decoded)
-        for k, b in model.backbones.items()
+        torch.as_tensor(model.weight(k), device=device).expand(model.backbones[k].decoded)
+        for k in model.rebuilt
     ]
     return torch.cat(weights).double().clamp_min(1e-12)
 
 
-def _numbers(model: Model) -> Tensor:
-    """Positions of the fields' numbers among the body's inputs, which also hold masks."""
+def _places(model: Model, names: Sequence[str], widths: Sequence[int]) -> Tensor:
+    """Positions of the rebuilt fields' numbers among all fields' states side by side.
+
+    A state may also hold a mask, which follows the numbers.
+    """
     at, positions = 0, list[Tensor]()
-    for spine in model.backbones.values():
-        positions.append(torch.arange(at, at + spine.decoded))
-        at += spine.encoded
+    for name, width in zip(names, widths, strict=True):
+        if name in model.rebuilt:
+            positions.append(torch.arange(at, at + len(model.backbones[name].geometry.sizes)))
+        at += width
     return torch.cat(positions)
 
 

@@ -69,7 +69,7 @@ class Calibration:
         self, model: Model, rows: Batch, schema: Schema, alpha: float
     ) -> dict[str, NDArray[np.generic]]:
         """Return the columns ``score``, ``p_value``, ``is_anomaly`` and ``cause``."""
-        names = np.array(schema.entries(), dtype=object)
+        names = np.array([e for k in model.outputs for e in schema.fields[k].entries], dtype=object)
         scores: list[Tensor] = []
         causes: list[Tensor] = []
         for output, count in inference.outputs(model, rows, schema):

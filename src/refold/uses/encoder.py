@@ -15,7 +15,7 @@ from refold.data.schema import Schema
 from refold.errors import InputError
 from refold.fields import Binary, Field, Image
 from refold.fields.category import Classes
-from refold.model import Model
+from refold.model import Model, fold
 from refold.types import Batch
 
 if TYPE_CHECKING:
@@ -48,11 +48,11 @@ class EncoderModule(nn.Module):
         needed = _needed(own, schema)
         for part in (own.fusion, *own.backbones.values()):
             _prune(part, needed)
-        self.names = own.names
-        self.backbones = nn.ModuleList(own.backbones.values())
+        self.names = own.inputs
+        self.backbones = nn.ModuleList(own.backbones[k] for k in own.inputs)
         self.fusion, self.latent = own.fusion, own.latent
         self.latent.progress = 1.0
-        self.scales = {k: _scale(f) for k, f in schema.fields.items()}
+        self.scales = {k: _scale(schema.fields[k]) for k in own.inputs}
         self._bounds = tuple(schema.fields[k].bounds is not None for k in self.names)
         for i, name in enumerate(self.names):
             self._keep_range(i, schema.fields[name])
@@ -83,15 +83,17 @@ class EncoderModule(nn.Module):
 
     def code(self, batch: Batch) -> Tensor:
         """Code ``[B, D]`` of a batch as the schema encodes it."""
-        hidden: dict[str, Tensor] = {}
-        for i, (name, backbone) in enumerate(zip(self.names, self.backbones, strict=True)):
-            x, seen = batch.x[name], batch.observed[name]
+        inside: dict[str, Tensor] = {}
+        for i, name in enumerate(self.names):
+            x = batch.x[name]
             if x.is_floating_point():
                 x = torch.where(x.isnan(), self.get_buffer(f"fill{i}"), x)
             if self._bounds[i]:
                 x = x.clamp(self.get_buffer(f"low{i}"), self.get_buffer(f"high{i}"))
-            hidden[name], _ = cast(Any, backbone).encode(x, seen)
-        return self.latent(self.fusion.encode(hidden)).z.flatten(1)
+            inside[name] = x
+        backbones: Any = dict(zip(self.names, self.backbones, strict=True))
+        rows = Batch(inside, batch.observed)
+        return fold(backbones, self.fusion, self.latent, rows)[0].z.flatten(1)
 
     def extra_repr(self) -> str:
         """Return the scale of each field."""
@@ -126,7 +128,8 @@ def _scale(field: Any) -> dict[str, Any]:
         return {"columns": field.columns, "levels": field.levels}
     if isinstance(field, Image):
         return {"shape": field.shape, "low": field.low, "high": field.high}
-    return {"columns": field.columns, "mean": field.mean, "std": field.std}
+    scale = {k: getattr(field, k) for k in ("mean", "std") if hasattr(field, k)}
+    return {"columns": field.columns, **scale}
 
 
 def _brief(value: Any) -> str:

@@ -30,40 +30,78 @@ class Quality:
 
     ``kept`` is the share of the variance of all numbers and class indicators that survives,
     ``pca_kept`` the same of as many principal components; ``squared_error`` is per row, in the
-    model's own scale (standard deviations; [0, 1] for pixels); ``rows`` says how many were judged.
+    model's own scale (standard deviations; [0, 1] for pixels); all three are of the fields that are
+    seen and rebuilt, and None where there are none. ``rows`` says how many were judged.
     ``curve``, of a model whose code is ordered, holds ``(d, kept, pca_kept)`` for codes cut after
-    ``d`` entries, see :func:`prefix_curve`.
+    ``d`` entries, see :func:`prefix_curve`. ``predicted`` holds ``(name, kept, guess)`` of every
+    target, see :class:`Fidelity`; of a block it is the mean over its entries.
     """
 
-    kept: float
-    pca_kept: float
-    squared_error: float
+    kept: float | None
+    pca_kept: float | None
+    squared_error: float | None
     rows: int
     curve: tuple[tuple[int, float, float], ...] = ()
+    predicted: tuple[tuple[str, float, float], ...] = ()
 
     def __post_init__(self) -> None:
         # JSON has no tuples.
         points = tuple((int(d), float(kept), float(pca)) for d, kept, pca in self.curve)
         object.__setattr__(self, "curve", points)
+        heads = tuple((str(name), float(kept), float(pca)) for name, kept, pca in self.predicted)
+        object.__setattr__(self, "predicted", heads)
 
     def sentence(self, size: int) -> str:
         """Say it in words."""
-        return (
-            f"PCA with {size} numbers keeps {self.pca_kept:.1%} of the variance; "
-            f"this model keeps {self.kept:.1%}"
-        )
+        parts = [
+            f"{name} {kept:.1%} right (the commonest: {guess:.1%})"
+            if guess
+            else f"{name} {kept:.1%} of the variance explained"
+            for name, kept, guess in self.predicted
+        ]
+        if self.kept is not None:
+            parts.append(
+                f"PCA with {size} numbers keeps {self.pca_kept:.1%} of the variance; "
+                f"this model keeps {self.kept:.1%}"
+            )
+        return "; ".join(parts)
 
 
 @torch.inference_mode()
 def quality(model: Model, rows: Batch, schema: Schema, principal: Principal) -> Quality:
     """Judge reconstructions of rows against principal components of the same number."""
+    heads = predictions(model, rows, schema)
+    if not model.rebuilt:
+        return Quality(None, None, None, len(rows), predicted=heads)
     views, predicted = expectations(model, rows, schema)
     return Quality(
         kept_variance(views, predicted, principal.mean.float().cpu()),
         pca_kept(views, principal.to("cpu"), model.latent.size),
         float((views - predicted).double().square().nansum() / len(rows)),
         len(rows),
+        predicted=heads,
     )
+
+
+def predictions(model: Model, rows: Batch, schema: Schema) -> tuple[tuple[str, float, float], ...]:
+    """``(name, kept, guess)`` of every target: of each column, or of a block as a whole."""
+    names = [k for k in model.outputs if k not in model.inputs]
+    if not names:
+        return ()
+    points = examine(model, rows, schema).points
+    found: list[tuple[str, float, float]] = []
+    for k, judged in fidelity(schema, rows, {k: points[k] for k in names}).items():
+        own = schema.fields[k]
+        if own.block:
+            kept = [f.kept for f in judged if f.kept == f.kept]
+            found.append((k, sum(kept) / max(1, len(kept)), 0.0))
+        else:
+            found += [
+                (column, f.kept, f.guess)
+                for column, f in zip(own.columns, judged, strict=True)
+                if f.rows
+            ]
+    return tuple(found)
 
 
 @torch.inference_mode()
@@ -94,6 +132,7 @@ def _predicted(model: Model, rows: Batch, schema: Schema, first: int) -> Tensor:
         means = [
             model.likelihoods[k].expected(p)[:count].cpu()
             for k, p in model.decode(z, skips).items()
+            if k in model.rebuilt
         ]
         predicted.append(torch.cat(means, 1))
     return torch.cat(predicted)
@@ -101,24 +140,28 @@ def _predicted(model: Model, rows: Batch, schema: Schema, first: int) -> Tensor:
 
 @torch.inference_mode()
 def squared_errors(model: Model, rows: Batch, schema: Schema) -> Tensor:
-    """Squared error of each row ``[n]`` over all observed entries, in the model's own scale."""
+    """Squared error of each row ``[n]`` over all rebuilt entries, in the model's own scale."""
     views, predicted = expectations(model, rows, schema)
     return (views - predicted).double().square().nansum(1)
 
 
 @torch.inference_mode()
 def expectations(model: Model, rows: Batch, schema: Schema) -> tuple[Tensor, Tensor]:
-    """Rows as one matrix ``[n, V]``, NaN where missing, and what the model expects there."""
+    """Rows of the rebuilt fields as one matrix ``[n, V]``, and what the model expects there.
+
+    NaN where missing.
+    """
     views: list[Tensor] = []
     predicted: list[Tensor] = []
     for output, count in inference.outputs(model, rows, schema):
-        for name, params in output.params.items():
-            head, seen = model.likelihoods[name], output.target.observed[name]
+        for name in model.rebuilt:
+            head, params = model.likelihoods[name], output.params[name]
+            seen = output.target.observed[name]
             view, mean = head.linear_view(output.target.x[name]).float(), head.expected(params)
             view = view if seen is None else view.masked_fill(~head.spread(seen), torch.nan)
             views.append(view[:count].cpu())
             predicted.append(mean[:count].cpu())
-    fields = len(model.names)
+    fields = len(model.rebuilt)
     return _side_by_side(views, fields), _side_by_side(predicted, fields)
 
 
@@ -156,8 +199,8 @@ def differing(schema: Schema, rows: Batch, points: Mapping[str, torch.Tensor]) -
     more than a quarter of its range), a class wherever it is another.
     """
     found: dict[str, Mask] = {}
-    for name, own in schema.fields.items():
-        x, point = rows.x[name].flatten(1), points[name]
+    for name in points:
+        own, x, point = schema.fields[name], rows.x[name].flatten(1), points[name]
         if isinstance(own, Classes):
             different = x.round() != (point > 0.5 if isinstance(own, Binary) else point)
         else:
@@ -259,7 +302,8 @@ def dictionary(model: Model, schema: Schema) -> Dictionary | None:
     up, at = path.up.detach().float().cpu().numpy(), 0
     atoms: dict[str, NDArray[np.float32]] = {}
     labels: dict[str, tuple[str, ...]] = {}
-    for name, spine in model.backbones.items():
+    for name in model.outputs:
+        spine = model.backbones[name]
         block, at = up[at : at + spine.decoded], at + spine.decoded
         if isinstance(spine, Flat | Embed):
             labels[name] = entry_labels(schema.fields[name])

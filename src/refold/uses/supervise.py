@@ -278,6 +278,10 @@ class Tuned(nn.Module):
     def set_progress(self, share: float) -> None:
         """Do nothing: no part here has a warm-up."""
 
+    def weights(self) -> dict[str, float]:
+        """Return nothing: there is one cost."""
+        return {}
+
     @torch.inference_mode()
     def probabilities(self, rows: Batch, schema: Schema) -> NDArray[np.float64]:
         """Probability of each class ``[n, classes]``, the same whatever rows come along."""

@@ -6,6 +6,7 @@ callable from batch to batch, and corrupts a tensor of the user's own (:meth:`Co
 
 from refold.data.corruptions.base import Corruption, corruptions, register
 from refold.data.corruptions.chain import Chain, resolve
+from refold.data.corruptions.hiding import Hide
 from refold.data.corruptions.images import Blur, Downscale
 from refold.data.corruptions.masking import Boxes, Masking, Patches
 from refold.data.corruptions.noise import GaussianNoise, SaltAndPepper
@@ -19,6 +20,7 @@ __all__ = [
     "Corruption",
     "Downscale",
     "GaussianNoise",
+    "Hide",
     "Masking",
     "Patches",
     "SaltAndPepper",

@@ -17,11 +17,14 @@ class Corruption(ABC):
 
     Which entries were observed stays as it is, unless values move between rows: an entry that is
     missing stays missing whatever is done to it, and a corrupted one still claims to be a value,
-    because the model is to find out by itself what is wrong.
+    because the model is to find out by itself what is wrong. A corruption that hides entries does
+    the opposite: it leaves values alone and says that they are not there.
     """
 
     images_only: bool = False
     """Whether it needs an image; fields of other kinds then pass through unchanged."""
+    hides: bool = False
+    """Whether it says of entries that they are missing, so that an encoder must be told which."""
 
     @abstractmethod
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:

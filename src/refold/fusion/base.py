@@ -1,0 +1,102 @@
+"""What every fusion is: the body between the fields and the code."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from refold.backbones.base import Pairs
+from refold.parts import Registry
+
+Leads: TypeAlias = tuple[tuple[tuple[str, ...], nn.Linear], ...]
+"""First linear layers of an encoder, each with the fields whose hidden states it meets in order."""
+
+
+@dataclass(frozen=True)
+class LinearPath:
+    """Weights ``[into, inputs]`` and ``[outputs, code]`` of a linear way through the body.
+
+    ``beside`` are the last weights of the layers that add to it: zero, they leave it alone.
+    """
+
+    down: Tensor
+    up: Tensor
+    down_bias: Tensor
+    up_bias: Tensor
+    beside: tuple[Tensor, ...]
+
+
+class Fusion(nn.Module, ABC):
+    """Maps hidden states of the fields to one, and one hidden state to those of the fields.
+
+    ``inputs`` are the widths by name of the fields that the encoder sees, ``outputs`` of those that
+    the decoder gives; a field may be either or both. ``into`` is the width the latent asks for,
+    ``code`` the size of the code.
+    """
+
+    def __init__(
+        self, inputs: dict[str, int], outputs: dict[str, int], into: int, code: int
+    ) -> None:
+        super().__init__()
+        self.inputs, self.outputs, self.into, self.code = inputs, outputs, into, code
+
+    @abstractmethod
+    def encode(self, hidden: dict[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
+        """``{field: [B, C]}`` to the latent's input ``[B, into]``.
+
+        ``present`` ``{field: [B]}`` says in which rows anything of a field was observed; a field
+        that it does not name is there in every row.
+        """
+
+    @abstractmethod
+    def decode(self, z: Tensor) -> dict[str, Tensor]:
+        """Code ``[B, D]`` to ``{field: [B, C]}``."""
+
+    @abstractmethod
+    def linear_path(self) -> LinearPath | None:
+        """Return the linear way from inputs to code to outputs, where there is one."""
+
+    @abstractmethod
+    def last_bias(self) -> Tensor:
+        """Return what is added last, ``[sum(outputs)]`` in the fields' order, to start from."""
+
+    @property
+    @abstractmethod
+    def leads(self) -> Leads:
+        """Return the encoder's first linear layers, each with the fields it meets side by side."""
+
+    @property
+    @abstractmethod
+    def pairs(self) -> Pairs:
+        """Return layers on the way down with those that undo them on the way up, outermost first.
+
+        Empty where there are no layers or the two ways do not mirror each other.
+        """
+
+    @abstractmethod
+    def outer(self, hidden: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+        """``{field: [B, C]}`` to the same by way of the ``count`` outermost pairs, without code."""
+
+
+fusions: Registry[Fusion] = Registry("fusion")
+register = fusions.register
+
+
+def join(hidden: Mapping[str, Tensor], widths: Mapping[str, int]) -> Tensor:
+    """Put the fields' hidden states ``{field: [B, C]}`` side by side; one alone stays as it is."""
+    if len(hidden) == 1:
+        return next(iter(hidden.values()))
+    return torch.cat([hidden[k] for k in widths], 1)
+
+
+def part(joined: Tensor, widths: Mapping[str, int]) -> dict[str, Tensor]:
+    """Give each field its ``widths`` of what stands side by side."""
+    if len(widths) == 1:
+        return {next(iter(widths)): joined}
+    parts = joined.split(list(widths.values()), 1)
+    return dict(zip(widths, parts, strict=True))

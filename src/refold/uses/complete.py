@@ -1,0 +1,228 @@
+"""What is not known from what is: targets predicted, gaps filled, rows drawn given some columns."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from refold import inference
+from refold.casting import as_dtype, cast
+from refold.data.schema import Schema
+from refold.errors import InputError
+from refold.fields import Binary, Field, Numeric
+from refold.fields.base import kind_of
+from refold.fields.category import Classes
+from refold.model import Model
+from refold.table import Column, Table, compute
+from refold.types import Batch
+
+FLAG = "_imputed"
+
+
+@torch.inference_mode()
+def predicted(
+    model: Model, rows: Batch, schema: Schema, columns: Collection[str]
+) -> dict[str, Column]:
+    """Best single value of the named columns."""
+    found = schema.values(inference.joined(_points(model, rows, schema, columns)))
+    return {c: v for c, v in found.items() if c in columns}
+
+
+@torch.inference_mode()
+def probabilities(
+    model: Model, rows: Batch, schema: Schema, columns: Collection[str]
+) -> dict[str, Column]:
+    """Probability of each level of the named columns, ``{"column=level": [n]}``.
+
+    Raises :class:`InputError` for a column that has no levels.
+    """
+    for column in columns:
+        kind = schema.fields[schema.field_of(column)]
+        if not isinstance(kind, Classes) and kind_of(kind) != "distribution":
+            raise InputError(
+                f"column '{column}' holds numbers, which have no probabilities; name columns of "
+                f"classes, or leave proba out"
+            )
+    names = _fields(schema, columns)
+    parts: dict[str, list[Tensor]] = {k: [] for k in names}
+    for output, count in inference.outputs(model, rows, schema):
+        for k in names:
+            mean = model.likelihoods[k].expected(output.params[k])[:count].double().cpu()
+            coins = isinstance(schema.fields[k], Binary)
+            parts[k].append(torch.stack([1 - mean, mean], 2).flatten(1) if coins else mean)
+    found: dict[str, Column] = {}
+    for k in names:
+        own, shares = schema.fields[k], torch.cat(parts[k]).numpy()
+        labels = _labels(own)
+        found |= {n: shares[:, i] for i, (c, n) in enumerate(labels) if c in columns}
+    return found
+
+
+def _labels(own: Field) -> list[tuple[str, str]]:
+    """Column and name of each probability that a field's likelihood gives."""
+    if not isinstance(own, Classes):
+        return [(own.columns[0], entry) for entry in own.entries]
+    width = 2 if isinstance(own, Binary) else 1  # a column of one level has two coin sides
+    named: list[tuple[str, str]] = []
+    for column, levels in zip(own.columns, own.levels, strict=True):
+        sides = [*levels, *(None,) * (width - len(levels))]
+        named += [(column, f"{column}={level}") for level in sides]
+    return named
+
+
+@torch.inference_mode()
+def imputed(
+    model: Model, table: Table, rows: Batch, schema: Schema, *, draw: bool, flags: bool
+) -> dict[str, Column]:
+    """Columns of ``table`` with their gaps filled: by the best value, or ``draw`` one.
+
+    Observed cells are those of the table. With ``flags``, a column of booleans for every column
+    that had a gap follows them all.
+    """
+    columns = _open(table, schema)
+    if draw:
+        refuse_pointlike(model, schema, columns)
+        with drawing(model):
+            parts = [
+                {k: v[:count] for k, v in inference.draws(model, o.params, schema).items()}
+                for o, count in inference.outputs(model, rows, schema)
+            ]
+    else:
+        parts = _points(model, rows, schema, columns)
+    values = schema.values(inference.joined(parts)) if parts and parts[0] else {}
+    filled, marks = dict(table.columns), dict[str, Column]()
+    for name, column in table.columns.items():
+        gaps = missing(column)
+        if not gaps.any():
+            continue
+        if name in values:
+            own = schema.fields[schema.field_of(name)]
+            filled[name] = fill(column, _like_training(values[name], own, name), own)
+        elif name in schema.aside and schema.aside[name].value is not None:
+            constant = pa.scalar(schema.aside[name].value)
+            filled[name] = compute.coalesce(column, constant.cast(column.type))
+        marks[name + FLAG] = pa.chunked_array([gaps]) if gaps.ndim == 1 else gaps
+    return {**filled, **marks} if flags else filled
+
+
+def unfilled(table: Table, schema: Schema) -> list[str]:
+    """Columns of a table whose gaps stay, because no model of them was learnt."""
+    learnt = {c for f in schema.fields.values() if not f.given for c in f.columns}
+    known = {c for c, a in schema.aside.items() if a.value is not None}
+    return [
+        c for c, column in table.columns.items() if c not in learnt | known and missing(column).any()
+    ]
+
+
+def refuse_pointlike(model: Model, schema: Schema, columns: Collection[str]) -> None:
+    """Refuse to draw values where a likelihood has no spread and the code has none either."""
+    if model.latent.generative:
+        return
+    for k in _fields(schema, columns):
+        if not model.likelihoods[k].spreads:
+            able = "gaussian, laplace or student"
+            raise InputError(
+                f"values of '{k}' cannot be drawn: its likelihood has no spread of its own; fit "
+                f"with recipe='imputation', or give its field a likelihood that has: {able}"
+            )
+
+
+@torch.inference_mode()
+def drawn(model: Model, rows: Batch, schema: Schema, n: int) -> dict[str, Tensor]:
+    """Draw ``n`` rows for each row: its code from the posterior, each output given that code."""
+    repeated = torch.arange(len(rows)).repeat_interleave(n)
+    with drawing(model):
+        parts = [
+            {k: v[:count] for k, v in inference.draws(model, o.params, schema).items()}
+            for o, count in inference.outputs(model, rows.rows(repeated), schema)
+        ]
+    return inference.joined(parts)
+
+
+@contextmanager
+def drawing(model: Model) -> Generator[None]:
+    """Let codes be drawn from their posterior, as in training, with all layers as in use."""
+    parts: Sequence[Any] = (model.latent, model.fusion) if model.latent.generative else ()
+    model.eval()
+    for part in parts:
+        part.training = True  # not of the layers inside: dropout stays off
+    try:
+        yield
+    finally:
+        model.eval()
+
+
+def without(table: Table, columns: Collection[str]) -> Table:
+    """Return the table without the named columns."""
+    return replace(table, columns={k: c for k, c in table.columns.items() if k not in columns})
+
+
+def keep_given(drawn: Mapping[str, Column], given: Table, n: int) -> dict[str, Column]:
+    """Put the values that were given, each ``n`` times, in place of what was drawn for them."""
+    kept = given.take(np.repeat(np.arange(len(given)), n))
+    result = dict(drawn)
+    for name, column in kept.items():
+        known = column if name not in drawn else fill(column, drawn[name], None)
+        result[name] = known
+    return result
+
+
+def missing(column: Column) -> Any:
+    """Boolean array of the cells, or of the entries of cells, that are missing."""
+    if isinstance(column, np.ndarray):
+        floating = column.dtype.kind == "f"
+        return np.isnan(column) if floating else np.zeros(column.shape, dtype=bool)
+    return column.is_null(nan_is_null=True).to_numpy()
+
+
+def fill(column: Column, values: Column, own: Field | None) -> Column:
+    """Return the column with ``values`` where it is missing, in its own type."""
+    if isinstance(column, np.ndarray):
+        gaps = missing(column)
+        if own is not None and kind_of(own) == "distribution":
+            values = _shares_left(column, np.asarray(values), gaps)
+        return np.where(gaps, as_dtype(np.asarray(values), column.dtype), column)
+    return compute.coalesce(column, cast(values, column.type))
+
+
+def _shares_left(column: Any, values: Any, gaps: Any) -> Any:
+    """Scale the predicted shares of missing entries to what the observed ones leave of one."""
+    left = 1.0 - np.where(gaps, 0.0, column).sum(1, keepdims=True)
+    guessed = np.where(gaps, values, 0.0)
+    total = guessed.sum(1, keepdims=True)
+    return guessed * np.clip(left, 0.0, None) / np.where(total > 0, total, 1.0)
+
+
+def _like_training(values: Column, own: Field, name: str) -> Column:
+    """Round the values of a column of floats that held only whole numbers in training."""
+    if not isinstance(own, Numeric) or not getattr(own, 'whole', ()) or isinstance(values, np.ndarray):
+        return values
+    whole = own.whole[own.columns.index(name)] and pa.types.is_floating(values.type)
+    return compute.round(values) if whole else values
+
+
+def _open(table: Table, schema: Schema) -> list[str]:
+    """Columns of the table with a gap that an output of the model can fill."""
+    learnt = [c for f in schema.fields.values() if not f.given for c in f.columns]
+    return [c for c in learnt if c in table.columns and missing(table.columns[c]).any()]
+
+
+def _fields(schema: Schema, columns: Collection[str]) -> list[str]:
+    return [k for k, f in schema.fields.items() if any(c in columns for c in f.columns)]
+
+
+def _points(
+    model: Model, rows: Batch, schema: Schema, columns: Collection[str]
+) -> list[dict[str, Tensor]]:
+    names = _fields(schema, columns)
+    return [
+        {k: model.likelihoods[k].point(output.params[k])[:count].cpu() for k in names}
+        for output, count in inference.outputs(model, rows, schema)
+    ]
