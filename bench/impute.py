@@ -5,15 +5,15 @@
 FOLDER holds adult/adult.data, tables/{titanic,penguins,diamonds}.csv and adbench/*.npz, of which
 four sets are read without their labels. A table has at most 10,000 rows. Cells are hidden in two
 ways, about a fifth of them each time: ``random``, any observed cell alike; ``rule`` (MAR, as in
-Muzellec et al. 2020), half of the columns stay complete and drive what is hidden in the others.
-A method sees the table with its holes and fills them; time is that of fitting and filling, in one
-thread, by the clock and by the processor (the same but on a busy machine). Numbers: RMSE over hidden cells by the column's standard deviation, averaged over columns.
-Categories: share of hidden cells filled wrongly, averaged over columns. Tables below 2,000 rows are
-run with three seeds, the others with one. Runs found in the results file are not run again unless
-``--again`` is given. HyperImpute runs in an environment of its own, whose interpreter
-``--hyperimpute`` names, for at most ten minutes a run (0.1.17 wants scikit-learn < 1.6 and
-pandas < 2.3: with later ones it leaves the means in place without a word). A run without a result
-shares the last rank of its setting.
+Muzellec et al. 2020), half of the columns stay complete and drive what is hidden in the others. A
+method sees the table with its holes and fills them; time is that of fitting and filling, in one
+thread, by the clock and by the processor (the same but on a busy machine). Numbers: RMSE over
+hidden cells by the column's standard deviation, averaged over columns. Categories: share of hidden
+cells filled wrongly, averaged over columns. Tables below 2,000 rows are run with three seeds, the
+others with one. Runs found in the results file are not run again unless ``--again`` is given.
+HyperImpute runs in an environment of its own, whose interpreter ``--hyperimpute`` names, for at
+most ten minutes a run (0.1.17 wants scikit-learn < 1.6 and pandas < 2.3: with later ones it leaves
+the means in place without a word). A run without a result shares the last rank of its setting.
 """
 
 from __future__ import annotations

@@ -817,7 +817,7 @@ def test_columns_are_ignored_and_declared(run, data, tmp_path):
     )  # fmt: skip
     said = json.loads(ran.out)
     assert said["aside"] == {"mass": "ignored as asked", "paid": "ignored as asked"}
-    assert said["fields"] == {"numeric": ["length"], "categorical": ["age", "city"]}
+    assert said["fields"] == {"length": ["length"], "categorical": ["age", "city"]}
     assert refold.load(tmp_path / "m").spec_.latent.options["k"] == 2
 
 

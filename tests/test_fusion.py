@@ -4,13 +4,16 @@ import itertools
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.distributions import Categorical, MixtureSameFamily, Normal, kl_divergence
+from torch.distributions import MixtureSameFamily, Normal, kl_divergence
 
+import refold
 from refold.errors import InputError
+from refold.fields import Categorical, Image, Numeric
 from refold.fusion import (
     Attention,
     Concat,
@@ -25,6 +28,7 @@ from refold.fusion import (
 )
 from refold.latents import Gaussian
 from refold.parts import PartSpec
+from refold.uses.encoder import encoder_module
 
 INPUTS = {"a": 3, "b.c": 2, "d": 4}
 OUTPUTS = {"b.c": 2, "e": 5}
@@ -400,7 +404,7 @@ def test_a_mixture_in_evaluation_has_the_moments_of_its_parts():
         there = [i for i, k in enumerate(INPUTS) if present[k][row]]
         m, s = mean[row, there].T, (0.5 * log_variance[row, there]).exp().T
         weights = torch.ones(2, len(there), dtype=torch.float64)
-        mixture = MixtureSameFamily(Categorical(weights), Normal(m, s))
+        mixture = MixtureSameFamily(torch.distributions.Categorical(weights), Normal(m, s))
         torch.testing.assert_close(result[row, :2], mixture.mean)
         torch.testing.assert_close(result[row, 2:].exp(), mixture.variance)
         # And by drawing from the parts.
@@ -463,7 +467,9 @@ def test_a_mixture_of_products_has_the_moments_of_all_subsets():
         assert len(found) == 2 ** len(there) - 1
         m = torch.cat([m for m, _ in found]).T
         s = torch.cat([(0.5 * v).exp() for _, v in found]).T
-        mixture = MixtureSameFamily(Categorical(torch.ones_like(m)), Normal(m, s))
+        mixture = MixtureSameFamily(
+            torch.distributions.Categorical(torch.ones_like(m)), Normal(m, s)
+        )
         torch.testing.assert_close(result[row, :2], mixture.mean)
         torch.testing.assert_close(result[row, 2:].exp(), mixture.variance)
 
@@ -521,3 +527,61 @@ def test_a_mixture_over_subsets_takes_six_inputs():
     with pytest.raises(InputError, match=r"7 have 127; it takes at most 6 .* fusion 'poe'"):
         MixtureOfProducts({**six, "6": 2}, six, 4, 2)
     assert ProductOfExperts({**six, "6": 2}, six, 4, 2).code == 2
+
+
+# Fitted models
+
+
+ROWS = 90
+
+
+def table(gaps=False):
+    r = np.random.default_rng(0)
+    label = r.integers(0, 3, ROWS)
+    image = np.clip(0.3 * r.random((ROWS, 5, 6)) + 0.3 * label[:, None, None], 0, 1)
+    number = label + 0.3 * r.normal(size=ROWS)
+    names = np.array(["a", "b", "c"], dtype=object)[label]
+    if gaps:
+        number[r.random(ROWS) < 0.3] = np.nan
+        names[r.random(ROWS) < 0.3] = None
+    return {"image": image.astype(np.float32), "label": names, "number": number}
+
+
+def fields(dense):
+    if not dense:
+        return None
+    return {
+        "image": Image(backbone="dense(hidden=[12, 8])"),
+        "label": Categorical(backbone="dense(hidden=[5], norm='layer')"),
+        "number": Numeric(backbone="dense(hidden=[4], mirror=[])"),
+    }
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("name", sorted(set(fusions) - {LAYERLESS}))
+def test_a_model_of_every_fusion_is_fitted_saved_and_loaded(name, dense, tmp_path):
+    recipe = "vae" if name in EXPERTS else None
+    ae = refold.Autoencoder(
+        3, fusion=name, recipe=recipe, hidden=(8,), epochs=2, fields=fields(dense)
+    )
+    data = table(gaps=True)
+    z = np.asarray(ae.fit(data).transform(data))
+    assert z.shape == (ROWS, 3)
+    assert np.isfinite(z).all()
+    assert np.isfinite(ae.score_samples(data)).all()
+    ae.save(tmp_path / "model")
+    again = refold.load(tmp_path / "model")
+    assert np.array_equal(np.asarray(again.transform(data)), z)
+    encoder = encoder_module(ae)
+    assert not any(key.startswith("fusion.up") for key in encoder.state_dict())
+    ae.fit(data)
+    assert np.array_equal(np.asarray(ae.transform(data)), z)
+
+
+def test_dense_layers_of_fields_are_trained_one_by_one():
+    data = table()
+    ae = refold.Autoencoder(
+        2, fusion="sum", hidden=(), epochs=4, pretrain="layerwise", fields=fields(True)
+    ).fit(data)
+    assert len({row["phase"] for row in ae.history_}) == 4
+    assert np.isfinite(np.asarray(ae.transform(data))).all()

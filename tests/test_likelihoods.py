@@ -10,11 +10,14 @@ from scipy.ndimage import gaussian_filter1d
 
 from refold.errors import InputError
 from refold.fields import Image, Vector
-from refold.likelihoods import likelihoods
+from refold.likelihoods import Beta, Divergence, Ordinal, Poisson, Settling, likelihoods
+from refold.likelihoods.beta import squeezed
 from refold.parts import PartSpec
 
 SPECS = ["mse", "l1", "huber(delta=0.7)", "gaussian", "gaussian(variance='predicted')",
-         "bernoulli", "categorical", "ssim", "ssim(mix=0.3, scales=3)"]  # fmt: skip
+         "laplace", "laplace(variance='predicted')", "student", "student(df=2.5)",
+         "student(df=4, variance='predicted', floor=-2.0)", "bernoulli", "categorical", "ordinal",
+         "poisson", "beta", "kl", "ssim", "ssim(mix=0.3, scales=3)"]  # fmt: skip
 LEVELS = (3, 2, 5)
 
 
@@ -22,14 +25,32 @@ def case(text, rows=40):
     """A likelihood, targets and parameters that suit it, in double precision."""
     torch.manual_seed(0)
     spec = PartSpec.parse(text)
-    sizes = LEVELS if spec.name == "categorical" else (1, 1, 1)
+    sizes = LEVELS if spec.name in ("categorical", "ordinal") else (1, 1, 1)
     head = likelihoods.build(spec, sizes, (1, 1, 3)).double()
     x = torch.randn(rows, 3, dtype=torch.float64)
     if spec.name == "bernoulli":
         x = (x > 0).double()
     if spec.name == "categorical":
         x = torch.stack([torch.randint(n, (rows,)) for n in LEVELS], 1)
+    if spec.name == "ordinal":
+        x = torch.stack([torch.randint(n, (rows,)) / (n - 1) for n in LEVELS], 1).double()
+    if spec.name == "poisson":
+        x = torch.poisson(torch.rand(rows, 3, dtype=torch.float64) * 30).log1p()
+    if spec.name == "beta":
+        x = x.sigmoid()
+    if spec.name == "kl":
+        x = (4 * x).softmax(1)
+        x[:5, 0] = 0
+        x = x / x.sum(1, keepdim=True)
+    with torch.no_grad():
+        for p in head.parameters():
+            p += 0.1 * torch.rand_like(p)
     return head, x, torch.randn(rows, head.width, dtype=torch.float64)
+
+
+def mask(text, x):
+    """What is there: single entries, but whole rows of a distribution."""
+    return torch.rand(len(x), 1 if text == "kl" else 3).expand(-1, 3) > 0.4
 
 
 def similar(x, y, sigma):
@@ -44,7 +65,7 @@ def similar(x, y, sigma):
     return light * (2 * vxy + 9e-4) / (vx + vy + 9e-4)
 
 
-def expected_cells(text, params, x):
+def expected_cells(text, head, params, x):
     p, v = params.numpy(), x.numpy()
     if text == "mse":
         return -stats.norm(p).logpdf(v) - 0.5 * np.log(2 * np.pi)
@@ -52,8 +73,36 @@ def expected_cells(text, params, x):
         return -stats.laplace(p).logpdf(v) - np.log(2)
     if text.startswith("huber"):
         return np.where(abs(v - p) <= 0.7, (v - p) ** 2 / 2, 0.7 * (abs(v - p) - 0.35))
+    raw = {k: q.detach().numpy() for k, q in head.named_parameters()}
+    scale = np.exp(np.clip(10 * raw["raw"], -4, 10)) if "raw" in raw else np.ones(3)
     if text == "gaussian":
-        return -stats.norm(p).logpdf(v)
+        return -stats.norm(p, scale).logpdf(v)
+    if text.startswith(("laplace", "student")):
+        predicted = "predicted" in text
+        floor = -2 if "floor" in text else -4
+        scale = np.exp(np.clip(p[:, 3:], floor, 10)) if predicted else scale
+        p = p[:, :3]
+        if text.startswith("laplace"):
+            return -stats.laplace(p, scale).logpdf(v)
+        df = 100 ** (1 / (1 + np.exp(-10 * raw["raw_df"]))) if text == "student" else head.df
+        return -stats.t(df, p, scale).logpdf(v)
+    if text == "poisson":
+        return -stats.poisson(np.exp(p)).logpmf(np.rint(np.expm1(v)))
+    if text == "beta":
+        mean, precision = 1 / (1 + np.exp(-p)), np.exp(np.clip(10 * raw["raw"], -3, 8))
+        return -stats.beta(mean * precision, (1 - mean) * precision).logpdf((v * 999 + 0.5) / 1000)
+    if text == "kl":
+        q = np.exp(p) / np.exp(p).sum(1, keepdims=True)
+        return np.where(v > 0, v * np.log(np.where(v > 0, v, 1) / q), 0) - v + q
+    if text == "ordinal":
+        costs = []
+        for k, n in enumerate(LEVELS):
+            steps = np.log1p(np.exp(raw["steps"][k, : n - 2])) + 1e-6
+            cuts = np.cumsum([raw["first"][k], *steps])
+            below = 1 / (1 + np.exp(p[:, [k]] - cuts))
+            shares = np.diff(below, axis=1, prepend=0, append=1)
+            costs.append(-np.log(shares[np.arange(len(v)), np.rint(v[:, k] * (n - 1)).astype(int)]))
+        return np.stack(costs, 1)
     if text.startswith("gaussian("):
         return -stats.norm(p[:, :3], np.exp(np.clip(p[:, 3:], -4, 10))).logpdf(v)
     if text == "bernoulli":
@@ -73,7 +122,7 @@ def expected_cells(text, params, x):
 def test_cells_equal_scipy(text):
     head, x, params = case(text)
     np.testing.assert_allclose(
-        head.cells(params, x).detach().numpy(), expected_cells(text, params, x), atol=1e-10
+        head.cells(params, x).detach().numpy(), expected_cells(text, head, params, x), atol=1e-10
     )
 
 
@@ -82,7 +131,7 @@ def test_cells_equal_scipy(text):
 @pytest.mark.parametrize("weight", [1.0, 2.5, "entries"])
 def test_the_fused_mean_is_the_mean_of_the_rows(text, missing, weight):
     head, x, params = case(text)
-    seen = torch.rand(len(x), 3) > 0.4 if missing else None
+    seen = mask(text, x) if missing else None
     w = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64) if weight == "entries" else weight
     rows = head.nll(params, x, seen, w)
     if head.contextual and seen is not None:
@@ -96,10 +145,19 @@ def test_the_fused_mean_is_the_mean_of_the_rows(text, missing, weight):
 @pytest.mark.parametrize("text", SPECS)
 def test_a_missing_entry_has_no_say(text):
     head, x, params = case(text)
-    seen = torch.rand(len(x), 3) > 0.4
+    seen = mask(text, x)
     other = torch.where(seen, x, 0)
     before, after = head.nll(params, x, seen, 1.0), head.nll(params, other, seen, 1.0)
     assert torch.equal(before, after)
+
+
+class _Cells(torch.nn.Module):
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, params, x):
+        return self.head.cells(params, x)
 
 
 @pytest.mark.parametrize("text", SPECS)
@@ -107,13 +165,28 @@ def test_gradients_are_right_and_reach_every_parameter(text):
     head, x, params = case(text, rows=4)
     params.requires_grad_()
     assert torch.autograd.gradcheck(lambda p: head.cells(p, x), (params,))
+    ours = list(head.parameters())
+    names = [k for k, _ in head.named_parameters()]
+
+    def cost(*values):
+        given = dict(zip(names, values, strict=True))
+        return torch.func.functional_call(_Cells(head), {f"head.{k}": v for k, v in given.items()},
+                                          (params.detach(), x))  # fmt: skip
+
+    if ours:
+        fresh = tuple(p.detach().clone().requires_grad_() for p in ours)
+        assert torch.autograd.gradcheck(cost, fresh)
     head.cells(params, x).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
 
 
-@pytest.mark.parametrize("text", [s for s in SPECS if not s.startswith(("huber", "ssim"))])
+@pytest.mark.parametrize(
+    "text", [s for s in SPECS if not s.startswith(("huber", "ssim", "student", "beta"))]
+)
 def test_the_marginal_is_the_best_constant(text):
     head, x, _ = case(text, rows=101)
+    if isinstance(head, Settling):
+        head.settle(x, None)
     best = head.marginal(x, None)
     cost = head.cells(best.expand(len(x), -1), x).sum()
     for nudge in (0.05, -0.05):
@@ -121,31 +194,275 @@ def test_the_marginal_is_the_best_constant(text):
             moved = best.clone()
             moved[i] += nudge
             # Half a count of smoothing keeps classes off the exact optimum by a hair.
-            slack = 0.05 if text == "categorical" else 1e-9
+            slack = 0.05 if text in ("categorical", "ordinal") else 1e-9
             assert head.cells(moved.expand(len(x), -1), x).sum() > cost - slack
 
 
 @pytest.mark.parametrize("text", SPECS)
 def test_draws_have_the_expected_mean(text):
     head, _, params = case(text, rows=1)
+    params[:, 3:] = 0.3 if "predicted" in text else params[:, 3:]
     torch.manual_seed(3)
     many = head.draw(params.expand(20_000, -1))
     view = head.linear_view(many).double()
     mean = head.expected(params)[0]
     error = view.std(0) / 20_000**0.5
-    assert ((view.mean(0) - mean).abs() <= 4.5 * error + 1e-9).all()
+    slack = {"poisson": 0.025, "beta": 1e-3}.get(text, 1e-9)  # as their docstrings say
+    assert ((view.mean(0) - mean).abs() <= 4.5 * error + slack).all()
 
 
-@pytest.mark.parametrize("text", ["bernoulli", "categorical", "gaussian"])
-def test_extreme_outputs_cost_a_finite_amount(text):
+@pytest.mark.parametrize("text", [s for s in SPECS if not s.startswith("ssim")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1e3, 1e4])
+def test_extreme_outputs_cost_a_finite_amount_and_have_a_finite_slope(text, dtype, size):
     head, x, params = case(text)
-    assert torch.isfinite(head.cells(params * 1e4, x)).all()
+    head = head.to(dtype)
+    x = x.to(dtype) if x.is_floating_point() else x
+    params = (params.sign() * size).to(dtype).requires_grad_()
+    cells = head.cells(params, x)
+    assert torch.isfinite(cells).all()
+    cells.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in (params, *head.parameters()))
+    for found in (head.point(params), head.expected(params)):
+        assert torch.isfinite(found).all()
 
 
 def test_log_prob_of_the_distribution_is_minus_the_cells_where_exact():
-    for text in ("gaussian", "bernoulli", "categorical"):
+    for text in ("gaussian", "laplace", "student", "student(df=2.5)", "bernoulli", "categorical"):
         head, x, params = case(text)
         torch.testing.assert_close(-head.distribution(params).log_prob(x), head.cells(params, x))
+    values = {"poisson": torch.expm1, "beta": squeezed, "ordinal": ranks}
+    for text, value in values.items():
+        head, x, params = case(text)
+        found = -head.distribution(params).log_prob(value(x))
+        torch.testing.assert_close(found, head.cells(params, x))
+
+
+def ranks(x):
+    return (x * (torch.tensor(LEVELS) - 1)).round()
+
+
+# --- numbers with a learnt scale -----------------------------------------------------------------
+
+
+def fitted_scale(text, x, steps=3000):
+    """Scale and location that the likelihood itself learns for one column."""
+    head = likelihoods.build(PartSpec.parse(text), (1,)).double()
+    at = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([at, *head.parameters()], lr=0.01)
+    for _ in range(steps):
+        adam.zero_grad()
+        head.cells(at.expand(len(x), -1), x).mean().backward()
+        adam.step()
+    return head, float(at), float(head.log_scale.exp())
+
+
+def test_the_learnt_scale_is_the_maximum_likelihood():
+    x = torch.from_numpy(stats.t(3, 1.0, 0.5).rvs((2000, 1), random_state=0))
+    _, at, scale = fitted_scale("laplace", x)
+    assert at == pytest.approx(float(x.median()), abs=0.02)
+    assert scale == pytest.approx(float((x - x.median()).abs().mean()), rel=0.01)
+    head, at, scale = fitted_scale("student", x)
+    df, location, spread = stats.t.fit(x.numpy())
+    assert (at, scale) == pytest.approx((location, spread), rel=0.01)
+    assert float(head.freedom) == pytest.approx(df, rel=0.02)
+    _, at, scale = fitted_scale("student(df=3)", x)
+    _, location, spread = stats.t.fit(x.numpy(), fix_df=3)
+    assert (at, scale) == pytest.approx((location, spread), rel=0.01)
+
+
+def test_the_scale_stays_above_its_floor():
+    for text in ("gaussian(floor=-2.0)", "laplace(floor=-2.0)", "student(floor=-2.0)"):
+        _, _, scale = fitted_scale(text, torch.zeros(10, 1, dtype=torch.float64), steps=300)
+        assert scale == pytest.approx(np.exp(-2))
+
+
+def test_wild_values_hardly_move_a_student_t():
+    head = likelihoods.build(PartSpec.parse("student(df=3)"), (1,)).double()
+    params = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
+    slopes = []
+    for value in (2.0, 20.0, 2e5):
+        head.cells(params, torch.full((1, 1), value, dtype=torch.float64)).sum().backward()
+        slopes.append(abs(float(params.grad)))
+        params.grad = None
+    assert slopes[0] > slopes[1] > slopes[2]
+
+
+@pytest.mark.parametrize("text", ["student(df=0)", "student(df=-1.0)", "student(df=1e999)"])
+def test_degrees_of_freedom_are_above_zero(text):
+    with pytest.raises(InputError, match="df is .*a number above 0"):
+        likelihoods.build(PartSpec.parse(text), (1,))
+
+
+def test_a_floor_above_the_ceiling_is_refused():
+    with pytest.raises(InputError, match="floor is 11.0.*below 10"):
+        likelihoods.build(PartSpec.parse("laplace(floor=11.0)"), (1,))
+
+
+# --- counts --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_costs_of_any_count_keep_their_digits(dtype):
+    v = np.array([0, 1, 2, 15, 16, 17, 100, 10_000, 1_000_000, 5_000_000])
+    head = Poisson((1,))
+    for shift in (-0.3, 0.0, 0.01, 1.0):
+        log_rate = np.log(np.maximum(v, 0.1)) + shift
+        x = torch.from_numpy(np.log1p(v))[:, None].to(dtype)
+        found = head.cells(torch.from_numpy(log_rate)[:, None].to(dtype), x)[:, 0].double()
+        given = torch.from_numpy(log_rate).to(dtype).double().numpy()
+        kept = np.rint(np.expm1(x[:, 0].double().numpy()))
+        expected = -stats.poisson(np.exp(given)).logpmf(kept)
+        tolerance = 1e-9 if dtype == torch.float64 else 2e-5
+        np.testing.assert_allclose(found.numpy(), expected, rtol=tolerance, atol=tolerance * 10)
+
+
+def test_the_rate_goes_on_in_proportion_beyond_its_bound():
+    head = Poisson((1,)).double()
+    params = torch.tensor([[25.0]], dtype=torch.float64)
+    rate = np.exp(20.0) * 6.0
+    assert float(head.point(params)) == pytest.approx(np.log1p(rate))
+    v = round(rate * 1.01)
+    x = torch.tensor([[v]], dtype=torch.float64).log1p()
+    assert float(head.cells(params, x)) == pytest.approx(-stats.poisson(rate).logpmf(v), rel=1e-6)
+
+
+def test_the_expected_logarithm_of_a_count_is_within_what_is_said():
+    rates = np.exp(np.linspace(-5, 5, 60))
+    v = np.arange(600)
+    exact = (stats.poisson(rates[:, None]).pmf(v) * np.log1p(v)).sum(1)
+    found = Poisson((1,)).expected(torch.from_numpy(np.log(rates))[:, None])[:, 0].numpy()
+    assert np.abs(found - exact).max() < 0.03
+    assert (found < np.log1p(rates)).all()
+
+
+def test_a_column_of_zeros_starts_at_a_small_rate():
+    head = Poisson((1,))
+    x = torch.zeros(10, 1)
+    assert float(head.marginal(x, None)) == pytest.approx(np.log(1e-4))
+    assert float(head.marginal(x, torch.zeros(10, 1, dtype=torch.bool))) == pytest.approx(
+        np.log(1e-4)
+    )
+
+
+# --- numbers between two ends --------------------------------------------------------------------
+
+
+def test_beta_is_finite_at_its_ends_and_beyond():
+    head, _, params = case("beta")
+    x = torch.tensor([[0.0, 1.0, 0.5], [-0.2, 1.3, 1e-9]], dtype=torch.float64)
+    cells = head.cells(params[:2], x)
+    assert torch.isfinite(cells).all()
+    torch.testing.assert_close(cells, head.cells(params[:2], x.clamp(0, 1)))
+
+
+def test_beta_draws_and_points_stay_inside():
+    head = Beta((1,) * 3)
+    params = torch.tensor([[-1000.0, 0.0, 1000.0]]).expand(500, -1)
+    for found in (head.point(params), head.draw(params)):
+        assert ((found >= 0) & (found <= 1)).all()
+    assert head.point(params)[0].tolist() == [0.0, 0.5, 1.0]
+
+
+# --- shares --------------------------------------------------------------------------------------
+
+
+def test_divergence_is_that_of_scipy_and_its_cells_are_never_negative():
+    head, x, params = case("kl", rows=200)
+    q = params.softmax(1)
+    expected = [stats.entropy(a, b) for a, b in zip(x.numpy(), q.numpy(), strict=True)]
+    torch.testing.assert_close(head.nll(params, x, None, 1.0).numpy(), np.array(expected))
+    assert (head.cells(params, x) >= -1e-15).all()
+    same = x.clamp_min(1e-300).log()
+    assert head.cells(same, x).abs().max() < 1e-12
+
+
+def test_a_share_of_zero_has_a_finite_cost_and_slope():
+    p = torch.tensor([[1.0, 0.0, 0.0]])
+    params = torch.zeros(1, 3, requires_grad=True)
+    cells = Divergence((1,) * 3).cells(params, p)
+    assert float(cells.detach().sum()) == pytest.approx(np.log(3))
+    cells.sum().backward()
+    torch.testing.assert_close(params.grad, torch.full((1, 3), 1 / 3) - p)
+
+
+# --- ordered classes -----------------------------------------------------------------------------
+
+
+def test_probabilities_of_ordered_levels_sum_to_one_in_each_column():
+    head, _, params = case("ordinal")
+    shares = head.expected(params * 20)
+    assert (shares >= 0).all()
+    for part in shares.split(LEVELS, 1):
+        torch.testing.assert_close(part.sum(1), torch.ones(len(params), dtype=torch.float64))
+
+
+def test_a_higher_output_means_a_higher_level():
+    head, _, _ = case("ordinal")
+    rising = torch.linspace(-30, 30, 200, dtype=torch.float64)[:, None].expand(-1, 3)
+    points = head.point(rising)
+    assert (points.diff(dim=0) >= 0).all()
+    assert points[0].tolist() == [0, 0, 0]
+    assert points[-1].tolist() == [1, 1, 1]
+
+
+def test_cut_points_rise_and_have_an_end_in_each_column():
+    head, _, _ = case("ordinal")
+    assert head.cuts.shape == (3, 4)
+    assert torch.isfinite(head.cuts).sum(1).tolist() == [2, 1, 4]
+    for row, n in zip(head.cuts, LEVELS, strict=True):
+        assert (row[: n - 1].diff() > 0).all()
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_settled_cut_points_give_the_observed_shares(missing):
+    head, x, _ = case("ordinal", rows=5000)
+    x[:, 2] = torch.where(x[:, 2] == 0.5, 0.25, x[:, 2])  # a level that is never there
+    seen = torch.rand(5000, 3) > 0.4 if missing else None
+    head.settle(x, seen)
+    shares = head.expected(head.marginal(x, seen)[None].double())[0].split(LEVELS)
+    for k, n in enumerate(LEVELS):
+        rank = (x[:, k] * (n - 1)).round().long()[slice(None) if seen is None else seen[:, k]]
+        counts = torch.bincount(rank, minlength=n).double() + 0.5
+        torch.testing.assert_close(shares[k], counts / counts.sum(), rtol=1e-4, atol=2e-6)
+
+
+def test_fresh_cut_points_give_every_level_the_same_share():
+    shares = Ordinal(LEVELS).expected(torch.zeros(1, 3))[0]
+    expected = torch.cat([torch.full((n,), 1 / n) for n in LEVELS])
+    torch.testing.assert_close(shares, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_columns_of_one_level_cost_nothing():
+    for sizes in ((1,), (1, 1), (1, 4)):
+        head = Ordinal(sizes)
+        head.settle(torch.zeros(5, len(sizes)), None)
+        params = torch.randn(5, len(sizes), requires_grad=True)
+        cells = head.cells(params, torch.zeros(5, len(sizes)))
+        assert cells[:, 0].abs().max() == 0
+        cells.sum().backward()
+        assert torch.isfinite(params.grad).all()
+        assert head.expected(params).shape == (5, sum(sizes))
+        assert head.point(params)[:, 0].tolist() == [0] * 5
+
+
+def test_an_ordered_level_never_seen_costs_at_least_as_the_rarest():
+    head, x, params = case("ordinal")
+    head.eval()
+    x[0] = -3
+    cells = head.cells(params * 5, x)
+    shares = -head.expected(params * 5).log()[0]
+    rarest = torch.stack([p.max() for p in shares.split(LEVELS)]).clamp_min(np.log(1000))
+    torch.testing.assert_close(cells[0], rarest)
+    torch.testing.assert_close(cells[1:], head.cells(params[1:] * 5, x[1:]))
+    assert head.linear_view(x)[0].sum() == 0
+
+
+def test_two_ordered_levels_are_a_coin():
+    head, coin = Ordinal((2,)).double(), likelihoods.build(PartSpec("bernoulli"), (1,))
+    params = torch.randn(20, 1, dtype=torch.float64)
+    x = (torch.rand(20, 1) > 0.5).double()
+    torch.testing.assert_close(head.cells(params, x), coin.cells(params, x))
 
 
 def test_a_wrong_option_is_a_sentence():

@@ -365,7 +365,7 @@ def test_atoms_are_what_a_unit_adds(table_model, vectors):
     mixed = dictionary(table_model.model_, table_model.schema_)
     assert mixed is not None
     assert not mixed.whole
-    assert mixed.labels["categorical"] == ("kind = <i>blue</i>", "kind = green", "kind = red")
+    assert mixed.labels["kind"] == ("kind = <i>blue</i>", "kind = green", "kind = red")
 
 
 def test_no_dictionary_without_a_linear_way(vectors):
@@ -380,12 +380,12 @@ def test_fidelity_and_differences_against_their_definitions(table_model, frame):
     kept = fidelity(schema, batch, points)
     back, seen = table_model.reconstruct(frame), frame["kind"].notna()
     right = (back["kind"] == frame["kind"])[seen].mean()
-    assert kept["categorical"][0].kept == pytest.approx(right)
-    assert kept["categorical"][0].guess == frame["kind"].value_counts().max() / seen.sum()
+    assert kept["kind"][0].kept == pytest.approx(right)
+    assert kept["kind"][0].guess == frame["kind"].value_counts().max() / seen.sum()
     x, y = frame[HOSTILE], back[HOSTILE]
     expected = 1 - ((x - y) ** 2).sum() / ((x - x.mean()) ** 2).sum()
     assert kept["numeric"][0].kept == pytest.approx(expected, abs=1e-5)
-    assert not differing(schema, batch, points)["categorical"][3:10].any()
+    assert not differing(schema, batch, points)["kind"][3:10].any()
 
 
 def test_activity():

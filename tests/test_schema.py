@@ -190,7 +190,7 @@ def test_ignored_columns_keep_their_place_and_values():
     schema = fitted(columns, {"skip": "ignore"})
     assert schema.aside["skip"].reason == "ignored as asked"
     table = read(columns)
-    back = schema.decode({"numeric": schema.encode(table)[0].x["numeric"]}, table)
+    back = schema.decode({"x": schema.encode(table)[0].x["x"]}, table)
     assert list(back) == ["note", "x", "skip"]
     assert back["note"].to_pylist() == columns["note"]
     assert back["skip"].to_pylist() == columns["skip"]
@@ -261,7 +261,7 @@ def test_blocks_are_never_packed():
 def test_columns_of_other_options_are_fields_of_their_own():
     schema = fitted({"a": NUMBERS, "b": NUMBERS, "c": NUMBERS}, {"b": "numeric(weight=2.0)"})
     assert {k: f.columns for k, f in schema.fields.items()} == {
-        "numeric": ("a", "c"), "numeric2": ("b",),
+        "numeric": ("a", "c"), "b": ("b",),
     }  # fmt: skip
 
 
@@ -271,9 +271,9 @@ def test_columns_of_other_options_are_fields_of_their_own():
 def test_scales_come_from_the_training_rows_and_levels_from_all():
     columns = {"x": [1.0, 3.0, 2.5, 1000.0], "c": ["a", "b", "c", "d"]}
     schema = fitted(columns, rows=[0, 1])
-    assert schema.fields["numeric"].mean == (2.0,)
-    assert schema.fields["numeric"].std == (1.0,)
-    assert schema.fields["categorical"].levels == (("a", "b", "c", "d"),)
+    assert schema.fields["x"].mean == (2.0,)
+    assert schema.fields["x"].std == (1.0,)
+    assert schema.fields["c"].levels == (("a", "b", "c", "d"),)
 
 
 def test_missing_cells_are_not_observed():
@@ -282,17 +282,17 @@ def test_missing_cells_are_not_observed():
     assert notes == []
     seen = {k: None if o is None else o[:, 0].tolist() for k, o in batch.observed.items()}
     assert seen == {
-        "numeric": [True, False, True, True],
-        "categorical": [True, True, False, True],
-        "binary": [True, True, True, False],
+        "x": [True, False, True, True],
+        "c": [True, True, False, True],
+        "s": [True, True, True, False],
     }
     assert all(torch.isfinite(x.float()).all() for x in batch.x.values())
-    assert float(batch.x["numeric"][1, 0]) == 0.0
+    assert float(batch.x["x"][1, 0]) == 0.0
 
 
 def test_whole_data_has_no_mask():
     batch, _ = fitted({"x": NUMBERS, "c": cycle("a", "b", "c")}).encode(read({"x": NUMBERS}))
-    assert batch.observed["numeric"] is None
+    assert batch.observed["x"] is None
 
 
 def test_values_come_back_in_their_own_types():
@@ -350,10 +350,10 @@ def test_levels_of_any_type_survive_json(what):
 def test_unseen_levels_are_told_from_missing_ones_and_named():
     schema = fitted({"c": cycle("a", "b", "c"), "s": cycle("m", "f")})
     batch, notes = schema.encode(read({"c": ["a", "z", "y", None], "s": ["f", "m", "x", "m"]}))
-    assert batch.x["categorical"][:, 0].tolist() == [0, -2, -2, -1]
-    assert batch.observed["categorical"][:, 0].tolist() == [True, True, True, False]
-    assert batch.observed["binary"] is None
-    assert batch.x["binary"][:, 0].tolist() == [0, 1, -3, 1]
+    assert batch.x["c"][:, 0].tolist() == [0, -2, -2, -1]
+    assert batch.observed["c"][:, 0].tolist() == [True, True, True, False]
+    assert batch.observed["s"] is None
+    assert batch.x["s"][:, 0].tolist() == [0, 1, -3, 1]
     assert len(notes) == 2
     assert "'c': 2 values never seen in training ('z', 'y')" in notes[0]
     assert "'s': 1 values never seen in training ('x')" in notes[1]
@@ -361,7 +361,7 @@ def test_unseen_levels_are_told_from_missing_ones_and_named():
 
 def test_text_among_coded_classes_is_unseen_not_missing():
     batch, notes = fitted({"c": cycle(1, 2, 3)}).encode(read({"c": ["1", "first", None, "3"]}))
-    assert batch.x["categorical"][:, 0].tolist() == [0, -2, -1, 2]
+    assert batch.x["c"][:, 0].tolist() == [0, -2, -1, 2]
     assert "'c': 1 values never seen in training ('first')" in notes[0]
 
 
@@ -369,7 +369,7 @@ def test_levels_in_another_type_are_recognised():
     schema = fitted({"c": cycle(1, 2, 3)})
     for values in ([1.0, 3.0, np.nan], ["1", "3", None], np.array([1, 3, 3], np.int8)):
         batch, notes = schema.encode(read({"c": values}))
-        assert batch.x["categorical"][:2, 0].tolist() == [0, 2]
+        assert batch.x["c"][:2, 0].tolist() == [0, 2]
         assert notes == []
 
 
@@ -433,7 +433,7 @@ def test_an_arrow_table_of_several_chunks():
     chunks = pa.chunked_array([["a", "b"], ["c", None], ["a", "a"]])
     schema = Schema.fit(read(pa.table({"c": chunks})), np.arange(6))
     batch, _ = schema.encode(read(pa.table({"c": chunks})))
-    assert batch.x["categorical"][:, 0].tolist() == [0, 1, 2, -1, 0, 0]
+    assert batch.x["c"][:, 0].tolist() == [0, 1, 2, -1, 0, 0]
 
 
 def test_pixels_in_another_unit_are_said():

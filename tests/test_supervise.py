@@ -243,7 +243,7 @@ def test_encoder_says_its_scales(people_model):
         "columns": ("age", "pay"), "mean": numeric.mean, "std": numeric.std
     }  # fmt: skip
     assert "numeric: columns [age, pay], mean [" in repr(module)
-    assert module.scales["categorical"]["levels"] == (("Bern", "Graz", "Ulm"),)
+    assert module.scales["town"]["levels"] == (("Bern", "Graz", "Ulm"),)
 
 
 def test_wild_inputs_are_kept_in_range_as_transform_keeps_them(digits):

@@ -226,6 +226,7 @@ def decide_weights(
     for k in heads:
         own = schema.fields[k]
         whole = float(wish.get(k, 1.0))
-        each = tuple(whole * float(wish.get(c, 1.0)) * own.weight for c in own.columns)
+        part = [1.0 if c == k else float(wish.get(c, 1.0)) for c in own.columns]
+        each = tuple(whole * share * own.weight for share in part)
         weights[k] = each if len(set(each)) > 1 else each[:1]
     return weights

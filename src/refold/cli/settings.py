@@ -35,6 +35,10 @@ def constructor_arguments(
     known = [name for name in hints if name not in (*OWN, "return")]
     arguments: dict[str, Any] = {"recipe": recipe, "latent": latent, "epochs": epochs, "seed": seed}
     fields: dict[str, str] = dict.fromkeys(ignore, "ignore")
+    for name in target:
+        if name in fields:
+            raise InputError(f"column '{name}' is both --target and --ignore; choose one")
+        fields[name] = "target"
     nested: dict[str, dict[str, Any]] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
@@ -42,7 +46,7 @@ def constructor_arguments(
             raise InputError(f"cannot read --set {setting}: expected key=value, as in lr=0.002")
         head, _, rest = key.partition(".")
         if head == "field" and rest:
-            fields[rest] = text
+            fields[rest] = predicted(rest, text) if rest in target else text
         elif head in NESTED and rest:
             nested.setdefault(head, {})[rest] = literal(text)
         elif key in known:
@@ -57,6 +61,37 @@ def constructor_arguments(
     if fields:
         arguments["fields"] = fields
     return arguments
+
+
+def predicted(column: str, kind: str) -> str:
+    """Write the kind of a target in the parts' small language.
+
+    >>> predicted("price", "numeric(likelihood='l1')")
+    "numeric(likelihood='l1', target=True)"
+    """
+    from refold.parts import PartSpec
+
+    if kind == "ignore":
+        raise InputError(f"column '{column}' is a --target and to be ignored too; choose one")
+    spec = PartSpec.parse(kind)
+    return str(PartSpec(spec.name, {**spec.options, "target": True}))
+
+
+def known_values(given: Sequence[str]) -> dict[str, str]:
+    """Read ``column=value`` pairs.
+
+    >>> known_values(["label=3", "town=Ulm"])
+    {'label': '3', 'town': 'Ulm'}
+    """
+    known: dict[str, str] = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise InputError(f"cannot read --given {pair}: expected column=value, as in label=3")
+        if name in known:
+            raise InputError(f"--given names column '{name}' twice; leave one out")
+        known[name] = value
+    return known
 
 
 def with_options(part: str, given: Any, recipe: str | None, options: dict[str, Any]) -> str:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from refold.errors import InputError, unknown
-from refold.fields import Categorical, Field, Image, Vector, fields
-from refold.fields.base import LEARNT, arrow_type, from_json, kind_of
+from refold.fields import Categorical, Field, Image, Ordinal, Vector, fields
+from refold.fields.base import arrow_type, from_json, kind_of, options_of
 from refold.fields.category import Classes
 from refold.parts import PartSpec
 from refold.table import Arrow, Column, Table, compute
@@ -182,8 +182,12 @@ class Schema:
         """One line per field and per reason for setting columns aside."""
         lines: list[str] = []
         for name, own in self.fields.items():
-            if isinstance(own, Vector | Image):
+            if own.block:
                 lines.append(f"{name}: {kind_of(own)} of {'x'.join(map(str, own.shape))}")
+            elif isinstance(own, Ordinal):
+                ranked = zip(own.columns, own.levels, strict=True)
+                named = [f"{column} ({_ranked(levels)})" for column, levels in ranked]
+                lines.append(f"{len(own.columns)} ordinal: {', '.join(named)}")
             else:
                 count = f"{len(own.columns)} {kind_of(own)}"
                 lines.append(f"{count}: {', '.join(own.columns)}")
@@ -226,14 +230,14 @@ class Schema:
 def cast_role(name: str, column: Column, table: Table, override: Override) -> Field | Aside:
     """Kind and role of a column: those the user says, the rest from its values."""
     if override not in ROLES:
-        kind = judge(name, column, override, name in table.aside)
+        kind = judge(name, column, override, name in table.aside, table.levels.get(name, ()))
         if isinstance(kind, Field) and kind.target and kind.given:
             raise InputError(
                 f"column '{name}' is to be a target, which is never seen, and given, which is "
                 f"never predicted; leave one of them out, or both for a column that is rebuilt"
             )
         return kind
-    kind = judge(name, column, None, label=False)
+    kind = judge(name, column, None, label=False, order=table.levels.get(name, ()))
     if isinstance(kind, Aside):
         raise InputError(
             f"column '{name}' cannot be {override}: it is {kind.reason}; leave it out, or name its "
@@ -242,27 +246,47 @@ def cast_role(name: str, column: Column, table: Table, override: Override) -> Fi
     return dataclasses.replace(kind, **{str(override): True})
 
 
-def judge(name: str, column: Column, override: Override, label: bool) -> Field | Aside:
-    """Kind of a column: the user's word, or what its values say; or why it is set aside."""
+def judge(
+    name: str, column: Column, override: Override, label: bool, order: tuple[Any, ...] = ()
+) -> Field | Aside:
+    """Kind of a column: the user's word, or what its values say; or why it is set aside.
+
+    ``order`` holds the levels of a column whose type gives them one.
+    """
     kind = "array" if isinstance(column, np.ndarray) else str(column.type)
     if override == IGNORE:
         return Aside("ignored as asked", kind)
     if isinstance(override, str):
         spec = PartSpec.parse(override)
-        known = [o for o in fields.options(spec.name) if o not in LEARNT]
+        known = options_of(spec.name)
         for option in spec.options:
             if option not in known:
                 raise unknown(f"option of field kind '{spec.name}'", option, known)
-        return fields.build(spec)
+        return suited(name, column, fields.build(spec), order)
     if override is not None:
-        return override
+        return suited(name, column, override, order)
     if label:
         return Aside("stored beside the data as labels", kind, output=False)
     if isinstance(column, np.ndarray):
         if column.ndim == 2:
             return Vector()
         return Image()
+    if order and compute.count_distinct(column.drop_null()).as_py() > 1:
+        return Ordinal(order=order)
     return judge_scalar(name, column)
+
+
+def suited(name: str, column: Column, own: Field, order: tuple[Any, ...]) -> Field:
+    """Return the kind a user named, with the column's own order where none was given."""
+    if isinstance(column, np.ndarray) and not own.block:
+        blocks = ", ".join(k for k in fields if fields[k].block)
+        raise InputError(
+            f"column '{name}' was declared {kind_of(own)}, which has one value a row, but it holds "
+            f"arrays; declare it one of: {blocks}"
+        )
+    if isinstance(own, Ordinal) and not own.order:
+        return dataclasses.replace(own, order=order)
+    return own
 
 
 def judge_scalar(name: str, column: Arrow) -> Field | Aside:
@@ -321,6 +345,11 @@ def _free(name: str, taken: Mapping[str, Any]) -> str:
     if name not in reserved:
         return name
     return next(f"{name}{i}" for i in range(2, len(reserved) + 3) if f"{name}{i}" not in reserved)
+
+
+def _ranked(levels: tuple[Any, ...]) -> str:
+    shown = [str(v) for v in levels]
+    return " < ".join(shown if len(shown) <= 5 else [*shown[:2], "...", shown[-1]])
 
 
 def _some(names: list[str]) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import pyarrow as pa
 from torch import Tensor
@@ -16,13 +16,12 @@ from refold.likelihoods import Likelihood, likelihoods
 from refold.parts import PartSpec, Registry
 from refold.table import Arrow, Column
 
-
 T = TypeVar("T")
 
 
 def learnt(default: T) -> T:
     """Declare an attribute that :meth:`Field.fit` sets, and that is no option of the user's."""
-    return cast("T", dataclasses.field(default=default, metadata={"learnt": True}))
+    return dataclasses.field(default=default, metadata={"learnt": True})
 
 
 class Encoded(NamedTuple):
@@ -148,7 +147,7 @@ def options_of(kind: str) -> list[str]:
     """Options a user may give a registered kind of field, without what it learns.
 
     >>> options_of("vector")[:3]
-    ['size', 'likelihood', 'backbone']
+    ['likelihood', 'backbone', 'weight']
     """
     known = dataclasses.fields(fields[kind])
     return [f.name for f in known if not f.metadata.get("learnt")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, final
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from refold.errors import InputError
-from refold.fields.base import Encoded, Field, arrow_type, register, scalar
+from refold.fields.base import Encoded, Field, arrow_type, learnt, register, scalar
 from refold.likelihoods.categorical import UNSEEN
 from refold.table import Arrow, Column, compute
 
@@ -27,8 +28,12 @@ class Classes(Field):
     A value never seen in training is remarked on, and scored as rarer than any that was.
     """
 
-    levels: tuple[tuple[Any, ...], ...] = ()
-    types: tuple[str, ...] = ()
+    levels: tuple[tuple[Any, ...], ...] = learnt(())
+    types: tuple[str, ...] = learnt(())
+
+    @abstractmethod
+    def index(self, x: Tensor) -> Tensor:
+        """Level of each entry of ``x`` or of points ``[B, K]``: whole numbers, below 0 for none."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -47,7 +52,8 @@ class Classes(Field):
 
     def learn(self, columns: Mapping[str, Column]) -> tuple[list[list[Any]], list[str], bool]:
         """Sorted levels and type of each column, and whether any cell is missing."""
-        levels = [sorted(_plain(scalar(columns[c]).unique().drop_null())) for c in self.columns]
+        seen = [scalar(columns[c]).unique().drop_null() for c in self.columns]
+        levels = [sorted(plain_levels(values)) for values in seen]
         types = [str(scalar(columns[c]).type) for c in self.columns]
         return levels, types, any(scalar(columns[c]).null_count for c in self.columns)
 
@@ -57,7 +63,7 @@ class Classes(Field):
         for name, levels, kind in zip(self.columns, self.levels, self.types, strict=True):
             given = scalar(columns[name])
             column = _as_type(given, arrow_type(kind), name)
-            known = _level_array(levels, arrow_type(kind))
+            known = level_array(levels, arrow_type(kind))
             index = compute.index_in(column, value_set=known)
             code = compute.fill_null(index, -1).to_numpy().astype(np.int64)
             new = compute.and_(compute.is_valid(given), compute.is_null(index)).to_numpy()
@@ -68,7 +74,7 @@ class Classes(Field):
     def values(self, codes: NDArray[np.int64]) -> dict[str, Column]:
         """Levels of codes ``[B, K]``, each column in its own type."""
         return {
-            c: pa.chunked_array([_level_array(levels, arrow_type(t)).take(pa.array(codes[:, k]))])
+            c: pa.chunked_array([level_array(levels, arrow_type(t)).take(pa.array(codes[:, k]))])
             for k, (c, levels, t) in enumerate(
                 zip(self.columns, self.levels, self.types, strict=True)
             )
@@ -92,7 +98,7 @@ class Binary(Classes):
     native: ClassVar[str] = "bernoulli"
     margin: ClassVar[float] = 0.0
     allowed: ClassVar[tuple[str, ...]] = ("bernoulli",)
-    mean: tuple[float, ...] = ()
+    mean: tuple[float, ...] = learnt(())
 
     def fit(self, columns: Mapping[str, Column]) -> Self:
         """Learn the two levels of each column and the share of the second."""
@@ -125,6 +131,10 @@ class Binary(Classes):
         """Return the level on the likelier side of one half."""
         last = np.array([len(levels) - 1 for levels in self.levels])
         return self.values(np.minimum((point.cpu().numpy() > 0.5).astype(np.int64), last))
+
+    def index(self, x: Tensor) -> Tensor:
+        """Return 1 above one half, else 0."""
+        return torch.where(x < -0.5, UNSEEN, (x > 0.5).long())
 
     @property
     def bounds(self) -> tuple[list[float], list[float]]:
@@ -168,6 +178,10 @@ class Categorical(Classes):
         """Return the level of each class index."""
         return self.values(point.long().cpu().numpy())
 
+    def index(self, x: Tensor) -> Tensor:
+        """Class indices are that."""
+        return x.long()
+
     @property
     def bounds(self) -> None:
         """Levels bound a class."""
@@ -178,13 +192,14 @@ class Categorical(Classes):
         return tuple(max(1, len(levels)) for levels in self.levels)
 
 
-def _plain(levels: Arrow) -> list[Any]:
+def plain_levels(levels: Arrow) -> list[Any]:
     """Levels as values JSON can hold: times become text."""
     temporal = pa.types.is_temporal(levels.type)
     return (levels.cast(pa.string()) if temporal else levels).to_pylist()
 
 
-def _level_array(levels: tuple[Any, ...], kind: Arrow) -> Arrow:
+def level_array(levels: tuple[Any, ...], kind: Arrow) -> Arrow:
+    """Levels as an Arrow array of a type, from values that JSON can hold."""
     if pa.types.is_temporal(kind):
         return pa.array(levels, pa.string()).cast(kind)
     return pa.array(levels, kind)

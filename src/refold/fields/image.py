@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self, final
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from refold.casting import as_dtype
 from refold.errors import InputError
-from refold.fields.base import Encoded, Field, register
+from refold.fields.base import Encoded, Field, learnt, register
 from refold.fields.numeric import refuse_infinite
 from refold.fields.vector import block
 from refold.table import Column
@@ -29,26 +29,44 @@ class Image(Field):
 
     8-bit values are divided by 255; other numbers are mapped from their training range where they
     leave [0, 1]. Channels are 1, 3 or 4, and the layout is recognised by where they stand. Inside,
-    an image is ``[B, C, H, W]``.
+    an image is ``[B, C, H, W]``. ``size``, where given, is the height and width that are expected.
+
+    Raises :class:`InputError` for images of another size, and for what is no set of images.
+
+    >>> str(Image((28, 28)))
+    'image(size=(28, 28))'
     """
 
     block: ClassVar[bool] = True
     native: ClassVar[str] = "mse"
-    allowed: ClassVar[tuple[str, ...]] = ("mse", "l1", "huber", "gaussian", "bernoulli", "ssim")
-    smooth: ClassVar[bool] = True
-    height: int = 0
-    width: int = 0
-    channels: int = 1
-    layout: str = "grey"
-    low: float = 0.0
-    high: float = 1.0
-    fill: float = 0.5
-    dtype: str = "float64"
+    allowed: ClassVar[tuple[str, ...]] = (
+        *("mse", "l1", "huber", "gaussian", "laplace", "student", "bernoulli", "ssim"),
+    )
+    shades: ClassVar[tuple[str, ...]] = allowed
+    apart: ClassVar[float] = 0.25
+    size: tuple[int, int] | None = field(default=None, kw_only=False)
+    height: int = learnt(0)
+    width: int = learnt(0)
+    channels: int = learnt(1)
+    layout: str = learnt("grey")
+    low: float = learnt(0.0)
+    high: float = learnt(1.0)
+    fill: float = learnt(0.5)
+    dtype: str = learnt("float64")
+
+    def __post_init__(self) -> None:
+        if self.size is not None:
+            object.__setattr__(self, "size", pair(self.size))
 
     def fit(self, columns: Mapping[str, Column]) -> Self:
         """Learn size, layout and range."""
         values = block(columns, self.columns[0])
         height, width, channels, layout = geometry(values.shape, self.columns[0])
+        if self.size is not None and self.size != (height, width):
+            raise InputError(
+                f"'{self.columns[0]}' was declared with images of {self.size[0]}x{self.size[1]}, "
+                f"but they are {height}x{width}; resize them, or declare size=({height}, {width})"
+            )
         low, high = pixel_range(values)
         missing = values.dtype.kind == "f" and bool(np.isnan(values).any())
         return replace(
@@ -142,6 +160,13 @@ class Image(Field):
         """Pixels lie in [0, 1]."""
         n = len(self.sizes)
         return [0.0] * n, [1.0] * n
+
+
+def pair(size: Sequence[int]) -> tuple[int, int]:
+    """Height and width as a user gives them."""
+    if len(size) != 2:
+        raise InputError(f"the size of images is {size}; give height and width, as in (28, 28)")
+    return size[0], size[1]
 
 
 def geometry(shape: tuple[int, ...], name: str) -> tuple[int, int, int, str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from refold.casting import cast
 from refold.errors import InputError
-from refold.fields.base import Encoded, Field, arrow_type, register, scalar
+from refold.fields.base import Encoded, Field, arrow_type, learnt, register, scalar
 from refold.table import Arrow, Column, compute
 
 FAR = 1e6  # standard deviations; squares of more would leave single precision
@@ -27,7 +27,9 @@ class Numeric(Field):
     r"""Numbers, standardised per column: :math:`x = (v - \bar v) / s`.
 
     Means and standard deviations are taken over the observed training cells, in float64. Dates
-    and times count as numbers. Integers come back rounded, in their own type.
+    and times count as numbers. Integers come back rounded, in their own type. ``whole`` says of
+    each column whether it held nothing but whole numbers although its type is floating, as
+    integers with gaps do in pandas.
 
     >>> import pyarrow as pa
     >>> column = {"age": pa.chunked_array([[20, 30, None]])}
@@ -41,16 +43,17 @@ class Numeric(Field):
     """
 
     native: ClassVar[str] = "mse"
-    allowed: ClassVar[tuple[str, ...]] = ("mse", "l1", "huber", "gaussian")
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    low: tuple[float, ...] = ()
-    high: tuple[float, ...] = ()
-    types: tuple[str, ...] = ()
+    allowed: ClassVar[tuple[str, ...]] = ("mse", "l1", "huber", "gaussian", "laplace", "student")
+    mean: tuple[float, ...] = learnt(())
+    std: tuple[float, ...] = learnt(())
+    low: tuple[float, ...] = learnt(())
+    high: tuple[float, ...] = learnt(())
+    types: tuple[str, ...] = learnt(())
+    whole: tuple[bool, ...] = learnt(())
 
     def fit(self, columns: Mapping[str, Column]) -> Self:
         """Learn each column's mean, standard deviation, range and type."""
-        values = self._matrix(columns)
+        values = matrix(columns, self.columns)
         scale = Scale.of(values)
         return replace(
             self,
@@ -60,11 +63,15 @@ class Numeric(Field):
             high=tuple(scale.high.tolist()),
             missing=bool(np.isnan(values).any()),
             types=tuple(str(scalar(columns[c]).type) for c in self.columns),
+            whole=tuple(
+                bool(pa.types.is_floating(scalar(columns[c]).type) and only_whole(values[:, i]))
+                for i, c in enumerate(self.columns)
+            ),
         )
 
     def to_tensor(self, columns: Mapping[str, Column]) -> Encoded:
         """Standardise; a missing cell becomes 0, its mean."""
-        values = self._matrix(columns)
+        values = matrix(columns, self.columns)
         refuse_infinite(values, self.columns)
         x = standardise(values, np.array(self.mean), np.array(self.std))
         notes = far_out(x, np.array(self.low), np.array(self.high), self.columns)
@@ -74,10 +81,7 @@ class Numeric(Field):
         """Return to units, kept in the training range, and to each column's own type."""
         inside = point.double().cpu().numpy().clip(np.array(self.low), np.array(self.high))
         values = inside * np.array(self.std) + np.array(self.mean)
-        return {
-            c: cast(pa.chunked_array([values[:, i]]), arrow_type(t))
-            for i, (c, t) in enumerate(zip(self.columns, self.types, strict=True))
-        }
+        return own_types(values, self.columns, self.types)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -103,10 +107,6 @@ class Numeric(Field):
     def bounds(self) -> tuple[list[float], list[float]]:
         """Standardised training range."""
         return list(self.low), list(self.high)
-
-    def _matrix(self, columns: Mapping[str, Column]) -> NDArray[np.float64]:
-        values = [numbers(scalar(columns[c]), c) for c in self.columns]
-        return np.stack(values, axis=1)
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,34 @@ class Scale:
     def unit(self) -> Scale:
         """Return the same with every deviation 1: centred in the data's own unit."""
         return Scale(self.mean, np.ones_like(self.std), self.low * self.std, self.high * self.std)
+
+
+def matrix(columns: Mapping[str, Column], names: tuple[str, ...]) -> NDArray[np.float64]:
+    """Scalar columns side by side, ``[n, K]`` in float64, NaN where missing."""
+    return np.stack([numbers(scalar(columns[c]), c) for c in names], axis=1)
+
+
+def own_types(
+    values: NDArray[np.float64], names: tuple[str, ...], types: tuple[str, ...]
+) -> dict[str, Column]:
+    """Columns of a matrix ``[n, K]``, each in its own Arrow type."""
+    return {
+        c: cast(pa.chunked_array([values[:, i]]), arrow_type(t))
+        for i, (c, t) in enumerate(zip(names, types, strict=True))
+    }
+
+
+def only_whole(values: NDArray[np.float64]) -> bool:
+    """Whether all values are whole numbers, NaN left out, and there is one."""
+    seen = values[~np.isnan(values)]
+    return len(seen) > 0 and bool((seen == np.rint(seen)).all())
+
+
+def mean_of(x: NDArray[np.float64]) -> tuple[float, ...]:
+    """Mean of each column ``[n, K]`` where it is finite, 0 where it never is."""
+    seen = np.isfinite(x)
+    total = np.where(seen, x, 0.0).sum(0)
+    return tuple((total / np.maximum(seen.sum(0), 1)).tolist())
 
 
 def numbers(column: Arrow, name: str) -> NDArray[np.float64]:
@@ -173,12 +201,14 @@ def standardise(
     return np.clip((values - mean) / std, -FAR, FAR)
 
 
-def tensors(x: NDArray[Any]) -> tuple[Tensor, Tensor | None]:
-    """Single-precision tensor with 0 for NaN, and the mask of what was there (None: all)."""
+def tensors(
+    x: NDArray[Any], fill: NDArray[np.float64] | float = 0.0
+) -> tuple[Tensor, Tensor | None]:
+    """Single-precision tensor with ``fill`` for NaN, and the mask of what was there (None: all)."""
     absent = np.isnan(x)
     if not absent.any():
         return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)), None
-    filled = np.where(absent, 0.0, x).astype(np.float32)
+    filled = np.where(absent, fill, x).astype(np.float32)
     return torch.from_numpy(filled), torch.from_numpy(~absent).flatten(1)
 
 

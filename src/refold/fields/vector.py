@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self, final
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from refold.casting import as_dtype
 from refold.errors import InputError, unknown
-from refold.fields.base import Encoded, Field, register
+from refold.fields.base import Encoded, Field, learnt, register
 from refold.fields.numeric import Scale, far_out, refuse_infinite, standardise, tensors
 from refold.table import Column
 
@@ -29,17 +29,24 @@ class Vector(Field):
     entries by one, so that entries of one unit (pixels, spectra) keep their relative size.
     ``"centred"`` takes the mean away and leaves the unit as it is.
     ``"auto"`` pools where most entries share the same smallest and largest value, as pixels do.
+    ``size``, where given, is the ``d`` that is expected.
+
+    Raises :class:`InputError` for rows of another size, and for an unknown ``scale``.
+
+    >>> str(Vector(100, scale="pooled"))
+    "vector(size=100, scale='pooled')"
     """
 
     block: ClassVar[bool] = True
     native: ClassVar[str] = "mse"
-    allowed: ClassVar[tuple[str, ...]] = ("mse", "l1", "huber", "gaussian")
+    allowed: ClassVar[tuple[str, ...]] = ("mse", "l1", "huber", "gaussian", "laplace", "student")
+    size: int | None = field(default=None, kw_only=False)
     scale: str = "auto"
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    low: tuple[float, ...] = ()
-    high: tuple[float, ...] = ()
-    dtype: str = "float64"
+    mean: tuple[float, ...] = learnt(())
+    std: tuple[float, ...] = learnt(())
+    low: tuple[float, ...] = learnt(())
+    high: tuple[float, ...] = learnt(())
+    dtype: str = learnt("float64")
 
     def __post_init__(self) -> None:
         if self.scale not in SCALES:
@@ -49,6 +56,7 @@ class Vector(Field):
         """Learn each entry's mean, scale and range."""
         given = block(columns, self.columns[0])
         values = given.astype(np.float64).reshape(len(given), -1)
+        check_size(self.columns[0], values.shape[1], self.size)
         refuse_infinite(values, tuple(f"{self.columns[0]}{i}" for i in range(values.shape[1])))
         pooled = self.scale == "pooled" or (self.scale == "auto" and same_unit(values))
         scale = Scale.of(values, pooled)
@@ -67,11 +75,7 @@ class Vector(Field):
         """Standardise; a missing entry becomes 0, its mean."""
         values = block(columns, self.columns[0])
         values = values.reshape(len(values), -1)
-        if values.shape[1] != len(self.mean):
-            raise InputError(
-                f"field '{self.columns[0]}' has {values.shape[1]} numbers a row, but "
-                f"{len(self.mean)} in training; give rows of {len(self.mean)}"
-            )
+        check_width(self.columns[0], values.shape[1], len(self.mean))
         refuse_infinite(values, self.entries)
         x = standardise(values, np.array(self.mean), np.array(self.std))
         return Encoded(
@@ -118,6 +122,24 @@ def block(columns: Mapping[str, Column], name: str) -> NDArray[Any]:
             f"({values.type}); give arrays again"
         )
     return values
+
+
+def check_size(name: str, found: int, said: int | None) -> None:
+    """Raise where rows do not have the size the user said."""
+    if said is not None and said != found:
+        raise InputError(
+            f"field '{name}' was declared with rows of {said} numbers, but they have {found}; give "
+            f"rows of {said}, or declare size={found}"
+        )
+
+
+def check_width(name: str, found: int, expected: int) -> None:
+    """Raise where rows do not have the size of training."""
+    if found != expected:
+        raise InputError(
+            f"field '{name}' has {found} numbers a row, but {expected} in training; give rows of "
+            f"{expected}"
+        )
 
 
 def same_unit(values: NDArray[np.float64]) -> bool:

@@ -88,7 +88,8 @@ class MixtureOfExperts(Towers):
     the divergence is convex; with it the objective is a bound on the evidence. In evaluation it is
     the divergence of the normal distribution with the mixture's moments, which is no more than that
     of the mixture, because no other with these moments has as much entropy. Where nothing is there,
-    the prior is given. Every field's expert learns to rebuild all fields from its own alone.
+    the prior is given. Every expert learns to rebuild all fields from its own alone; where experts
+    disagree, the mean of the mixture is a code between theirs that training never met.
 
     ``[B, into]`` is a mean and a log-variance, kept within [-12, 12] for each expert. Raises
     :class:`InputError` where the latent is not Gaussian.

@@ -46,10 +46,10 @@ class Towers(Fusion):
         kind = asdict(style)
         with said_of("hidden"):
             towers = [Mlp(width, hidden, final=ends, **kind) for width in inputs.values()]
+        self.towers = nn.ModuleList(towers)
         back = mirrored(towers[0].layers) if mirror is None else mirror
         with said_of("hidden" if mirror is None else "mirror"):
             self.up = Mlp(code, back, final=sum(outputs.values()), **kind)
-        self.towers = nn.ModuleList(towers)
         self.hidden = plain(hidden)
         self.mirror = None if mirror is None else plain(mirror)
 

@@ -104,7 +104,7 @@ class Likelihood(nn.Module, ABC):
 
 @runtime_checkable
 class Settling(Protocol):
-    """A likelihood with parameters of its own that start from the data, as a decoder's bias does."""
+    """A likelihood with parameters of its own that start from the data, as a bias does."""
 
     def settle(self, x: Tensor, observed: Tensor | None) -> None:
         """Set them so that, with :meth:`Likelihood.marginal`, they are the best constant."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from refold.likelihoods.base import Likelihood, register
-from refold.ops.segments import segment_log_softmax, segment_logsumexp
+from refold.ops.segments import segment_argmax, segment_cross_entropy, segment_softmax
 
 UNSEEN = -2
 RARE = math.log(1000.0)
@@ -39,21 +39,20 @@ class SegmentedCategorical(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-probability of each column's class, ``[B, K]``."""
-        parts = [p.log_softmax(1) for p in self.logits.split(self.sizes, 1)]
-        chosen = [p.gather(1, value[:, [k]].long()) for k, p in enumerate(parts)]
-        return torch.cat(chosen, 1)
+        return -segment_cross_entropy(self.logits, value.long(), self.sizes)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw a class for each column, by the Gumbel-max trick; ``sample_shape`` leads."""
         shape = (*sample_shape, *self.logits.shape)
         uniform = torch.rand(shape, device=self.logits.device).clamp_(1e-20, 1 - 1e-7)
         noisy = self.logits - (-uniform.log()).log()
-        return torch.stack([p.argmax(-1) for p in noisy.split(self.sizes, -1)], -1)
+        drawn = segment_argmax(noisy.flatten(0, -2), self.sizes)
+        return drawn.view(*shape[:-1], len(self.sizes))
 
     @property
     def mode(self) -> Tensor:
         """Most probable class of each column, ``[B, K]``."""
-        return torch.stack([p.argmax(1) for p in self.logits.split(self.sizes, 1)], 1)
+        return segment_argmax(self.logits, self.sizes)
 
 
 @final
@@ -89,12 +88,14 @@ class Categorical(Likelihood):
 
     def cells(self, params: Tensor, x: Tensor) -> Tensor:
         """Cross-entropy of each column."""
-        chosen = params.gather(1, x.clamp_min(0) + self.offset)
-        total = segment_logsumexp(params, self.segment, self.entries)
+        classes = x.clamp_min(0)
+        cells = segment_cross_entropy(params, classes, self.sizes)
         if not self.training and bool((x == UNSEEN).any()):
-            least = torch.stack([p.amin(1) for p in params.split(self.sizes, 1)], 1)
-            chosen = torch.where(x == UNSEEN, torch.minimum(least, total - RARE), chosen)
-        return total - chosen
+            # Its class is the least likely one, and no likelier than one in a thousand.
+            least = segment_argmax(-params, self.sizes)
+            rarest = segment_cross_entropy(params, least, self.sizes).clamp_min(RARE)
+            cells = torch.where(x == UNSEEN, rarest, cells)
+        return cells
 
     def total(self, params: Tensor, x: Tensor) -> tuple[Tensor, float]:
         """Summed cross-entropy."""
@@ -114,7 +115,7 @@ class Categorical(Likelihood):
 
     def expected(self, params: Tensor) -> Tensor:
         """Probability of each level, ``[B, S]``."""
-        return segment_log_softmax(params, self.segment, self.entries).exp()
+        return segment_softmax(params, self.sizes)
 
     def linear_view(self, x: Tensor) -> Tensor:
         """One indicator per level, ``[B, S]``; a missing class is all zeros."""
@@ -127,4 +128,5 @@ class Categorical(Likelihood):
 
     def marginal(self, x: Tensor, observed: Tensor | None) -> Tensor:
         """Return log-frequencies, with half a count for each level."""
-        return (self.linear_view(x).sum(0) + 0.5).log()
+        known = (x + self.offset)[x >= 0]
+        return (torch.bincount(known, minlength=self.width) + 0.5).log()

@@ -35,7 +35,7 @@ class Location(Likelihood):
 
 
 class FixedSpread(Likelihood):
-    """A likelihood of one output per entry that says where a value is, and not how far it strays."""
+    """A likelihood of one output per entry: where a value is, and not how far it strays."""
 
     @property
     def width(self) -> int:

@@ -38,7 +38,7 @@ class Ordinal(Likelihood):
     >>> head = Ordinal((3,))
     >>> head.expected(torch.tensor([[0.0], [3.0]]))
     tensor([[0.3333, 0.3333, 0.3333],
-            [0.0243, 0.0664, 0.9094]], grad_fn=<IndexSelectBackward0>)
+            [0.0243, 0.0663, 0.9094]], grad_fn=<IndexSelectBackward0>)
     """
 
     last: Tensor
@@ -132,7 +132,7 @@ class Ordinal(Likelihood):
 
     @torch.no_grad()
     def cut(self, counts: Tensor) -> None:
-        r"""Set the cut points so that :math:`\eta = 0` gives levels their share of ``[K, most]``."""
+        r"""Set the cut points so that :math:`\eta = 0` gives the shares of ``[K, most]`` counts."""
         beyond = torch.arange(counts.shape[1], device=self.last.device) > self.last[:, None]
         counts = counts.masked_fill(beyond, 0.0)
         below = counts.cumsum(1) / counts.sum(1, keepdim=True)
@@ -158,7 +158,7 @@ class Ordinal(Likelihood):
         return lower, upper, torch.cat([none, between, none], 1)[:, : lower.shape[1]]
 
     def _log_probs(self, params: Tensor) -> Tensor:
-        """Log-probability of each level, ``[B, K, most]``; minus infinity beyond a column's last."""
+        """Log-probability of each level, ``[B, K, most]``; minus infinity beyond the last."""
         return _log_between(params[..., None], *self._edges())
 
     def _ranks(self, x: Tensor) -> Tensor:

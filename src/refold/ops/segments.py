@@ -1,9 +1,25 @@
-"""Softmax over segments of one row: many categorical columns side by side, without a loop."""
+"""Softmax over segments of one row: many categorical columns side by side.
+
+Two ways lead to the same numbers. :func:`segment_logsumexp` and :func:`segment_log_softmax` are
+plain operations over the whole row, for segments in any order. What is computed in every training
+step takes segments by their ``sizes``, in order, and works through them block by block: a wide
+segment where it lies, narrow ones together in a padded block. A block fits into a processor's
+cache, so a pass over it costs no trip to memory, which is what a step of a wide table waits for.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, cast
+
 import torch
 from torch import Tensor
+from torch.autograd import Function
+
+NARROW = 32  # levels up to which a column is better copied into a block of many
+SPARE = 64  # padded places per row that cost as much as a block of their own
 
 
 def segment_logsumexp(logits: Tensor, segment: Tensor, segments: int) -> Tensor:
@@ -32,3 +48,196 @@ def segment_log_softmax(logits: Tensor, segment: Tensor, segments: int) -> Tenso
     """
     total = segment_logsumexp(logits, segment, segments)
     return logits - total.index_select(1, segment)
+
+
+def segment_cross_entropy(logits: Tensor, classes: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    r"""Cross-entropy of the class of each segment, with a gradient made in one pass.
+
+    .. math:: y_{bk} = \log \sum_j e^{l_{bkj}} - l_{bkx_{bk}}, \qquad
+              \frac{\partial y_{bk}}{\partial l_{bkj}} = \frac{e^{l_{bkj}}}{\sum_i e^{l_{bki}}}
+              - [j = x_{bk}]
+
+    ``logits`` ``[B, S]`` with ``S = sum(sizes)``; ``classes`` ``[B, K]`` from 0; result
+    ``[B, K]``, in single precision where the logits have less.
+
+    >>> segment_cross_entropy(torch.zeros(1, 5), torch.tensor([[1, 0]]), (2, 3)).exp().round()
+    tensor([[2., 3.]])
+    """
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
+    return cast("Tensor", _CrossEntropy.apply(logits, classes, sizes))
+
+
+def segment_softmax(logits: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """Probabilities ``[B, S]`` of each segment of ``logits`` ``[B, S]``.
+
+    >>> segment_softmax(torch.zeros(1, 3), (2, 1))
+    tensor([[0.5000, 0.5000, 1.0000]])
+    """
+    layout = layout_of(sizes, logits.device)
+    if torch.is_grad_enabled() and logits.requires_grad:
+        return segment_log_softmax(logits, layout.segment, len(sizes)).exp()
+    blocks, _, totals = layout.exponentials(logits)
+    return layout.scaled(blocks, totals.reciprocal())
+
+
+def segment_argmax(logits: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """Position within its segment of the largest of ``logits`` ``[B, S]``, the first of equals.
+
+    >>> segment_argmax(torch.tensor([[0.0, 2.0, 5.0, 1.0, 5.0]]), (2, 3))
+    tensor([[1, 0]])
+    """
+    layout = layout_of(sizes, logits.device)
+    best = torch.cat([block.argmax(1) for block in layout.blocks(logits)], 1)
+    best = best.index_select(1, layout.place)
+    return best.masked_fill_(best >= layout.sizes, 0)  # padding repeats the first
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Narrow segments copied side by side into a block ``[B, W, K]``, the widest first.
+
+    ``index`` ``[W*K]`` are their positions in a row, with the first of a segment in place of what
+    it lacks; ``padding`` ``[W - full, K]`` says which of those from the ``full``-th on are such.
+    """
+
+    index: Tensor
+    padding: Tensor
+    full: int
+    count: int
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The blocks in which segments of given sizes are worked through, wide ones first.
+
+    ``place`` ``[K]`` is each segment's place among the blocks', ``column`` ``[K]`` the segment of
+    each place. Logits of narrow segments are at ``narrow`` in a row and at ``back`` in the groups
+    side by side.
+    """
+
+    sizes: Tensor
+    offset: Tensor
+    segment: Tensor
+    wide: tuple[tuple[int, int], ...]
+    groups: tuple[Group, ...]
+    place: Tensor
+    column: Tensor
+    narrow: Tensor
+    back: Tensor
+
+    def blocks(self, logits: Tensor) -> Iterator[Tensor]:
+        """Give each block of ``logits``, ``[B, W, K]``."""
+        for start, size in self.wide:
+            yield logits.narrow(1, start, size).unsqueeze(2)
+        for group in self.groups:
+            yield logits.index_select(1, group.index).view(len(logits), -1, group.count)
+
+    def exponentials(self, logits: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Blocks of ``e^(l - peak)``, and ``[B, K]`` by place: their peaks and their sums."""
+        blocks, peaks, totals = list[Tensor](), list[Tensor](), list[Tensor]()
+        for i, block in enumerate(self.blocks(logits)):
+            peak = block.amax(1, keepdim=True)
+            raised = (block - peak).exp_()
+            if i >= len(self.wide):
+                group = self.groups[i - len(self.wide)]
+                if len(group.padding):
+                    raised[:, group.full :].masked_fill_(group.padding, 0.0)
+            blocks.append(raised)
+            peaks.append(peak)
+            totals.append(raised.sum(1))
+        return blocks, torch.cat(peaks, 2).squeeze(1), torch.cat(totals, 1)
+
+    def scaled(self, blocks: Sequence[Tensor], factor: Tensor) -> Tensor:
+        """Blocks times ``factor`` ``[B, K]`` by place, put back into rows ``[B, S]``."""
+        wide = len(self.wide)
+        grouped: list[Tensor] = []
+        at = wide
+        for group, block in zip(self.groups, blocks[wide:], strict=True):
+            grouped.append((block * factor[:, None, at : at + group.count]).flatten(1))
+            at += group.count
+        together = grouped[0] if len(grouped) == 1 else torch.cat(grouped, 1) if grouped else None
+        if together is not None:
+            together = together.index_select(1, self.back)
+            if not wide:
+                return together
+        rows = factor.new_empty(len(factor), len(self.segment))
+        for i, ((start, size), block) in enumerate(zip(self.wide, blocks[:wide], strict=True)):
+            torch.mul(
+                block, factor[:, None, i : i + 1], out=rows.narrow(1, start, size).unsqueeze(2)
+            )
+        return rows if together is None else rows.index_copy_(1, self.narrow, together)
+
+
+@lru_cache(64)
+def layout_of(sizes: tuple[int, ...], device: torch.device) -> Layout:
+    """Choose the blocks for segments of these sizes.
+
+    On a processor a wide column is read where it lies; elsewhere a launch costs more than a copy.
+    """
+    widest = NARROW if device.type == "cpu" else max(sizes)
+    starts = [sum(sizes[:k]) for k in range(len(sizes))]
+    alone = [k for k, size in enumerate(sizes) if size > widest]
+    ordered = sorted((k for k, size in enumerate(sizes) if size <= widest), key=lambda k: -sizes[k])
+    members: list[list[int]] = []
+    for i, k in enumerate(ordered):
+        spared = (sizes[members[-1][0]] - sizes[k]) * (len(ordered) - i) if members else 0
+        if not members or (spared > SPARE and 2 * sizes[k] <= sizes[members[-1][0]]):
+            members.append([])
+        members[-1].append(k)
+    # A layout first asked for in inference must serve training too.
+    with torch.inference_mode(False), torch.device(device):
+        counts = torch.tensor(sizes)
+        column = torch.tensor([*alone, *ordered])
+        groups: list[Group] = []
+        at: dict[int, int] = {}  # where each logit of a narrow segment is among the groups'
+        done = 0
+        for group in members:
+            width, full = sizes[group[0]], sizes[group[-1]]
+            index = [starts[k] + (j if j < sizes[k] else 0) for j in range(width) for k in group]
+            for j in range(width):
+                for c, k in enumerate(group):
+                    if j < sizes[k]:
+                        at[starts[k] + j] = done + j * len(group) + c
+            levels = torch.arange(full, width)[:, None]
+            padding = levels >= counts[torch.tensor(group)]
+            groups.append(Group(torch.tensor(index), padding, full, len(group)))
+            done += len(index)
+        narrow = sorted(at)
+        return Layout(
+            sizes=counts,
+            offset=counts.cumsum(0) - counts,
+            segment=torch.repeat_interleave(torch.arange(len(sizes)), counts),
+            wide=tuple((starts[k], sizes[k]) for k in alone),
+            groups=tuple(groups),
+            place=column.argsort(),
+            column=column,
+            narrow=torch.tensor(narrow),
+            back=torch.tensor([at[i] for i in narrow]),
+        )
+
+
+class _CrossEntropy(Function):
+    """See :func:`segment_cross_entropy`; the exponentials of the way there serve the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, classes: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        layout = layout_of(sizes, logits.device)
+        chosen = classes + layout.offset
+        blocks, peaks, totals = layout.exponentials(logits)
+        ctx.layout = layout
+        ctx.save_for_backward(logits, chosen, totals, *blocks)
+        total = (totals.log() + peaks).index_select(1, layout.place)
+        return total - logits.gather(1, chosen)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = grad_outputs
+        logits, chosen, totals, *blocks = ctx.saved_tensors
+        layout: Layout = ctx.layout
+        if torch.is_grad_enabled():  # this gradient will itself be differentiated
+            share = segment_log_softmax(logits, layout.segment, totals.shape[1]).exp()
+            whole = share * slope.index_select(1, layout.segment)
+            return whole.scatter_add(1, chosen, -slope), None, None
+        rows = layout.scaled(blocks, slope.index_select(1, layout.column) / totals)
+        return rows.scatter_add_(1, chosen, -slope), None, None

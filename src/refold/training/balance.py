@@ -73,6 +73,10 @@ class Balancer(ABC):
     def look(self, costs: Costs, code: Code | None) -> None:
         """See the costs of the outputs that this step had, and the code they were made from."""
 
+    def judge(self, means: Mapping[str, float]) -> float:
+        """Return what the weights to keep are chosen by, from held-out means without shares."""
+        return means["loss"]
+
     @property
     def due(self) -> bool:
         """Whether shares move in this step."""
@@ -98,25 +102,28 @@ class Uncertainty(Balancer):
     .. math:: \sum_k e^{-s_k} L_k + \tfrac12 a_k n_k s_k
               \quad\Rightarrow\quad e^{-s_k} = \frac{a_k n_k}{2 L_k},
 
-    and at the optimum every unit costs half a nat, times its weight. With
-    :math:`q_k = L_k / a_k n_k`, the running mean of the cost per unit, and
-    :math:`\bar q = \sum L_k / \sum a_k n_k`, the shares are
+    and at the optimum every unit costs half a nat, times its weight. What is left is a sum of
+    logarithms. With :math:`q_k = L_k / a_k n_k`, the cost per unit, and :math:`N = \sum a_k n_k`,
 
-    .. math:: \frac{\bar q}{\max(q_k, \bar q / m)}, \qquad m = \text{most}
+    .. math:: \bar q = \prod_k q_k^{a_k n_k / N}, \qquad
+              \text{share}_k = \bar q / q_k = \frac{\partial (N \bar q)}{\partial L_k}
 
-    which is the rule of balanced weights with the cost of today in place of the start's.
+    so that the objective is :math:`N` times the geometric mean of the cost per unit, where for
+    weights that stay it is the arithmetic mean. That does not move as shares do, so :meth:`judge`
+    has it for held-out rows, and the weights to keep are chosen by it.
 
     *Closed form.* For given :math:`L_k` the best :math:`s_k` is known, so it is computed rather
     than learnt by gradient: one more learning rate would only decide how late it comes, and it
-    would come later the farther a cost is from 1. The mean runs over some ``memory`` steps.
+    would come later the farther a cost is from 1. :math:`L_k` is a running mean over some
+    ``memory`` steps.
 
-    *Scale.* Shares are the :math:`e^{-s_k}` times one factor that leaves the sum of the costs what
-    it was. Otherwise that sum would be half a nat per unit at all times, and costs of the code,
-    such as a divergence from a prior, would count less and less as outputs are learnt. The
-    learning rate keeps its meaning too.
+    *Scale.* Shares are the :math:`e^{-s_k}` times one factor, by which the objective is a mean of
+    costs again and, where they are alike, the plain sum. Without it outputs would cost half a nat
+    per unit at all times, and costs of the code, such as a divergence from a prior, would count
+    less and less as outputs are learnt. The learning rate keeps its meaning too.
 
-    *Bounds.* A cost can fall to zero, and its share would grow without end. None is above ``most``,
-    and therefore none below :math:`a_k n_k / \sum_j a_j n_j`.
+    *Bounds.* A cost can fall to zero, and its share would grow without end. A cost per unit below
+    ``least`` of their arithmetic mean counts as that much.
 
     A cost that may be negative has no such optimum: raises :class:`InputError` for an output with
     a density for likelihood (one that learns its scale has done the same already), and for a
@@ -131,7 +138,7 @@ class Uncertainty(Balancer):
     >>> rule = Uncertainty(shares, {"a": Task(), "b": Task()}, every=1)
     >>> seen = rule({"a": (torch.tensor(1.0), 1.0), "b": (torch.tensor(3.0), 1.0)}, None)
     >>> {k: round(s, 3) for k, s in shares.items()}
-    {'a': 2.0, 'b': 0.667}
+    {'a': 1.732, 'b': 0.577}
     """
 
     def __init__(
@@ -140,18 +147,18 @@ class Uncertainty(Balancer):
         tasks: Mapping[str, Task],
         *,
         memory: int = 100,
-        most: float = 20.0,
+        least: float = 0.05,
         every: int = 10,
     ) -> None:
         super().__init__(shares, tasks, every)
         if memory < 1:
             raise InputError(f"memory is {memory}; it is a number of steps, 1 or more")
-        if not most >= 1:
-            raise InputError(f"most is {most}; it is the largest share, 1 or more")
+        if not 0 < least < 1:
+            raise InputError(f"least is {least}; it is a share of the mean, between 0 and 1")
         for name, task in tasks.items():
             if task.density:
                 raise _undefined("uncertainty", name, "")
-        self.memory, self.most = memory, most
+        self.memory, self.least = memory, least
         self._recent: dict[str, list[tuple[Tensor, float]]] = {}
         self._means: dict[str, tuple[float, float]] = {}
 
@@ -174,13 +181,26 @@ class Uncertainty(Balancer):
         self._recent = {}
         self.shares.update(self.optimum(means))
 
+    def judge(self, means: Mapping[str, float]) -> float:
+        """Return units times the geometric mean of the cost per unit, and all other terms."""
+        fields = {k: means[k] for k in self.tasks if k in means}
+        mean, _, units = self._mean(fields)
+        return means["loss"] + (0.0 if mean is None else mean * units - sum(fields.values()))
+
     def optimum(self, costs: Mapping[str, float]) -> dict[str, float]:
         """Return the shares for given costs; none where costs are no numbers or all zero."""
+        mean, each, _ = self._mean(costs)
+        return {} if mean is None else {k: mean / q for k, q in each.items()}
+
+    def _mean(self, costs: Mapping[str, float]) -> tuple[float | None, dict[str, float], float]:
+        """Geometric mean of the cost per unit, the cost per unit of each, and the units."""
         own = {k: self.tasks[k].units * self.tasks[k].weight for k in costs}
-        mean = sum(costs.values()) / sum(own.values())
+        units = sum(own.values())
+        mean = sum(costs.values()) / units
         if not 0 < mean < math.inf:
-            return {}
-        return {k: mean / max(c / own[k], mean / self.most) for k, c in costs.items()}
+            return None, {}, units
+        each = {k: max(c / own[k], mean * self.least) for k, c in costs.items()}
+        return math.exp(sum(own[k] * math.log(q) for k, q in each.items()) / units), each, units
 
 
 @final
@@ -252,7 +272,7 @@ class GradNorm(Balancer):
             return
         pulls = [_pull(costs[k], code.z) for k in self.tasks]
         values = [costs[k][0].detach() * costs[k][1] for k in self.tasks]
-        read = torch.stack([*pulls, *values]).double().cpu()
+        read = torch.stack([*pulls, *values]).cpu().double()
         slopes, losses = read.chunk(2)
         if not read.isfinite().all():
             return  # the next evaluation says which cost it was

@@ -110,7 +110,8 @@ def fit(
     the term and the layer.
 
     A ``balancer`` moves shares of the outputs' costs between steps. Means in the history are of the
-    costs without these shares, and the weight is the one in force, with its share.
+    costs without these shares, the weight is the one in force, with its share, and ``objective`` is
+    the figure of the balancer's by which the best weights are chosen in place of the held-out loss.
     """
     device = next(iter(train.x.values())).device
     draw = torch.Generator(device).manual_seed(seed)
@@ -127,6 +128,7 @@ def fit(
     set_rate(optimizer, rates[0])
     best: dict[str, Tensor] = {}
     anchor = 0.0  # the loss from which patience counts: small improvements add up
+    lowest = 0.0  # that of the best weights
     totals = Totals()
     by_batch = relaxed(model) or corruption is not None  # both may draw once for a whole batch
     portion = plan.batch_size if by_batch else VALIDATION_ROWS
@@ -134,7 +136,7 @@ def fit(
 
     def evaluated() -> bool:
         """Write a history row, keep the best weights; False when patience is over."""
-        nonlocal anchor, best, waited, totals
+        nonlocal anchor, best, lowest, waited, totals
         row: Row = {"step": float(step), "epoch": step / plan.steps_per_epoch}
         row["lr"] = optimizer.param_groups[0]["lr"]
         fitted, totals = totals.means(), Totals()
@@ -147,17 +149,20 @@ def fit(
         row |= {f"grad_{k}": v for k, v in gradient_norms(model).items()}
         row["seconds"] = time.perf_counter() - began
         refuse_nan(row, model, judged)
+        figure = row["valid_loss"]
+        if balancer is not None:
+            figure = row["objective"] = balancer.judge(held)
         to_training(model)
         run.history.append(row)
-        if not run.best or row["valid_loss"] < anchor - plan.min_delta * abs(anchor):
-            anchor, waited = row["valid_loss"], 0
+        if not run.best or figure < anchor - plan.min_delta * abs(anchor):
+            anchor, waited = figure, 0
         else:
             waited += 1
-        if not run.best or row["valid_loss"] < run.best["valid_loss"]:
-            run.best = row
+        if not run.best or figure < lowest:
+            run.best, lowest = row, figure
             best = {k: v.detach().clone() for k, v in model.state_dict().items()}
         if plateau is not None:
-            plateau.step(row["valid_loss"])
+            plateau.step(figure)
         notify(row)
         return plan.patience is None or waited < plan.patience
 

@@ -182,6 +182,11 @@ def missing(column: Column) -> Any:
     return column.is_null(nan_is_null=True).to_numpy()
 
 
+def gaps(table: Table) -> int:
+    """Count the missing cells, or entries of cells, of a table."""
+    return sum(int(missing(column).sum()) for column in table.columns.values())
+
+
 def fill(column: Column, values: Column, own: Field | None) -> Column:
     """Return the column with ``values`` where it is missing, in its own type."""
     if isinstance(column, np.ndarray):

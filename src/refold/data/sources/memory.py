@@ -149,7 +149,9 @@ def joined(tables: Mapping[str, Table], count: int) -> Table:
         listed = ", ".join(f"'{name}' {n}" for name, n in lengths.items())
         raise InputError(f"fields have different lengths: {listed}; give one value per row in each")
     parts = {name: t.container for name, t in tables.items()}
-    return Table(columns, Dict(parts), tuple(n for t in tables.values() for n in t.notes))
+    levels = {name: order for t in tables.values() for name, order in t.levels.items()}
+    notes = tuple(n for t in tables.values() for n in t.notes)
+    return Table(columns, Dict(parts), notes, levels=levels)
 
 
 def field_table(name: str, values: Any) -> Table:
@@ -218,6 +220,7 @@ def arrow_table(
     """Keep the columns that a field can hold; the others are set aside with a note."""
     refuse_duplicates(names)
     columns: dict[str, Column] = {}
+    levels: dict[str, tuple[Any, ...]] = {}
     remarks = list(notes)
     for name, array in zip(names, arrays, strict=True):
         chunked = array if isinstance(array, pa.ChunkedArray) else pa.chunked_array([array])
@@ -228,7 +231,10 @@ def arrow_table(
             )
         else:
             columns[name] = column
-    return Table(columns, container() if callable(container) else container, tuple(remarks))
+            if order := _order(chunked):
+                levels[name] = order
+    own = container() if callable(container) else container
+    return Table(columns, own, tuple(remarks), levels=levels)
 
 
 def refuse_duplicates(names: Sequence[str]) -> None:
@@ -236,6 +242,20 @@ def refuse_duplicates(names: Sequence[str]) -> None:
     if len(set(names)) < len(names):
         twice = next(n for i, n in enumerate(names) if n in names[:i])
         raise InputError(f"two columns are named '{twice}'; rename one")
+
+
+def _order(column: Arrow) -> tuple[Any, ...]:
+    """Levels of an ordered dictionary, from the lowest; none of other columns.
+
+    Chunks with dictionaries of their own have no order together.
+    """
+    if not (pa.types.is_dictionary(column.type) and column.type.ordered and column.num_chunks):
+        return ()
+    first = column.chunk(0).dictionary
+    if not all(chunk.dictionary.equals(first) for chunk in column.chunks):
+        return ()
+    levels = _usable(pa.chunked_array([first.drop_null()]))
+    return () if levels is None or isinstance(levels, np.ndarray) else tuple(levels.to_pylist())
 
 
 def _usable(column: Arrow) -> Column | None:
