@@ -12,8 +12,9 @@ hidden cells by the column's standard deviation, averaged over columns. Categori
 cells filled wrongly, averaged over columns. Tables below 2,000 rows are run with three seeds, the
 others with one. Runs found in the results file are not run again unless ``--again`` is given.
 HyperImpute runs in an environment of its own, whose interpreter ``--hyperimpute`` names, for at
-most ten minutes a run (0.1.17 wants scikit-learn < 1.6 and pandas < 2.3: with later ones it leaves
-the means in place without a word). A run without a result shares the last rank of its setting.
+most ten minutes of the processor a run (0.1.17 wants scikit-learn < 1.6 and pandas < 2.3: with
+later ones it leaves the means in place without a word). A run without a result shares the last rank
+of its setting.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ SMALL = 2_000  # rows below which a table is run with three seeds
 SHARE = 0.2  # of cells hidden at random
 HIDDEN = 0.4  # of the cells of a column that a rule hides
 SLOPE = 3.0  # of the rule's logistic, over a driver that runs from 0 to 1
-LIMIT = 600  # seconds for a run in another environment
+LIMIT = 600  # seconds of the processor for a run in another environment
 MECHANISMS = ("random", "rule")
 CODES = {"titanic": ("survived", "pclass")}  # whole numbers that name a class
 SETS = {"wine": "45_wine", "thyroid": "38_thyroid", "pendigits": "28_pendigits",
@@ -326,16 +327,18 @@ def imputation(frame: pd.DataFrame, kinds: Kinds, seed: int) -> pd.DataFrame:
 
 
 HYPERIMPUTE = """
-import os, sys, time
+import os, resource, sys, time
 if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 import pandas as pd
 from hyperimpute.plugins.imputers import Imputers
 from hyperimpute.utils.distributions import enable_reproducible_results
 
-source, target, seed, classes = sys.argv[1:]
+source, target, seed, limit, classes = sys.argv[1:]
 enable_reproducible_results(int(seed))
 frame = pd.read_csv(source)
+limit = int(time.process_time()) + int(limit)
+resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
 plugin = Imputers().get(
     "hyperimpute", random_state=int(seed), **({"class_threshold": int(classes)} if classes else {})
 )
@@ -367,23 +370,17 @@ def hyperimpute(
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "given.csv", Path(folder) / "found.csv"
         pd.DataFrame(codes).to_csv(source, index=False)
+        options = [str(source), str(target), str(seed), str(LIMIT), classes]
         done = subprocess.run(
-            [
-                str(python.absolute()),
-                "-c",
-                HYPERIMPUTE,
-                str(source),
-                str(target),
-                str(seed),
-                classes,
-            ],
+            [str(python.absolute()), "-c", HYPERIMPUTE, *options],
             cwd=folder,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
-            timeout=LIMIT,
             check=False,
         )
+        if done.returncode < 0:
+            raise TimeoutError(f"stopped after {LIMIT} s, by signal {-done.returncode}")
         if done.returncode:
             raise RuntimeError(done.stderr.strip().splitlines()[-1])
         answer = pd.read_csv(target)

@@ -89,7 +89,9 @@ def assemble(schema: Schema, rows: Batch, wishes: Wishes) -> Assembly:
     if direct is None:
         hidden = decide_hidden(wishes.hidden, recipe, len(principal.mean), reasons)
         decided = {"hidden": hidden, "linear": recipe.linear and bool(hidden)}
-        fusion = PartSpec(fusion.name, {**decided, **fusion.options})
+        known = fusions.options(fusion.name)
+        own = {k: v for k, v in decided.items() if k in known}
+        fusion = PartSpec(fusion.name, {**own, **fusion.options})
     spec = ModelSpec(
         latent=latent,
         size=size,
