@@ -461,7 +461,7 @@ def show(records: Sequence[Record]) -> None:
             for method in here:
                 runs = [r for r in setting if r["method"] == method]
                 times = np.array([[r["seconds"], r.get("cpu", np.nan)] for r in runs])
-                totals[method] += times.sum(0)
+                totals[method] += np.nansum(times, axis=0)
                 seconds, cpu = times.mean(0)
                 for measure, values in means.items():
                     each = [np.inf if r.get(measure) is None else r[measure] for r in runs]

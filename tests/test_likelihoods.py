@@ -254,7 +254,7 @@ def fitted_scale(text, x, steps=3000):
         adam.zero_grad()
         head.cells(at.expand(len(x), -1), x).mean().backward()
         adam.step()
-    return head, float(at), float(head.log_scale.exp())
+    return head, at.item(), head.log_scale.exp().item()
 
 
 def test_the_learnt_scale_is_the_maximum_likelihood():
@@ -290,12 +290,12 @@ def test_wild_values_hardly_move_a_student_t():
 
 @pytest.mark.parametrize("text", ["student(df=0)", "student(df=-1.0)", "student(df=1e999)"])
 def test_degrees_of_freedom_are_above_zero(text):
-    with pytest.raises(InputError, match="df is .*a number above 0"):
+    with pytest.raises(InputError, match=r"df is .*a number above 0"):
         likelihoods.build(PartSpec.parse(text), (1,))
 
 
 def test_a_floor_above_the_ceiling_is_refused():
-    with pytest.raises(InputError, match="floor is 11.0.*below 10"):
+    with pytest.raises(InputError, match=r"floor is 11.0.*below 10"):
         likelihoods.build(PartSpec.parse("laplace(floor=11.0)"), (1,))
 
 
@@ -313,7 +313,7 @@ def test_costs_of_any_count_keep_their_digits(dtype):
         given = torch.from_numpy(log_rate).to(dtype).double().numpy()
         kept = np.rint(np.expm1(x[:, 0].double().numpy()))
         expected = -stats.poisson(np.exp(given)).logpmf(kept)
-        tolerance = 1e-9 if dtype == torch.float64 else 2e-5
+        tolerance = 1e-9 if dtype == torch.float64 else 1e-4
         np.testing.assert_allclose(found.numpy(), expected, rtol=tolerance, atol=tolerance * 10)
 
 

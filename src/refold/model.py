@@ -79,7 +79,9 @@ class Model(nn.Module):
 
     def weights(self) -> dict[str, float]:
         """Return what each output's cost is multiplied by in training, the mean over its entries."""
-        return {k: float(torch.as_tensor(self.weight(k)).mean()) * s for k, s in self.shares.items()}
+        return {
+            k: float(torch.as_tensor(self.weight(k)).mean()) * s for k, s in self.shares.items()
+        }
 
     def set_progress(self, share: float) -> None:
         """Tell every part with a warm-up which share of the training run has passed."""

@@ -13,7 +13,7 @@ from refold.penalties.base import Penalty, register
 from refold.types import Batch, Code
 
 Layer: TypeAlias = nn.Linear | nn.Conv2d
-ENCODER = ("fusion.down.*",)
+ENCODER = ("fusion.down.*", "fusion.towers.*", "fusion.last")
 
 
 @final

@@ -92,6 +92,11 @@ def phases(model: Model) -> list[Phase]:
             f"layers cannot be trained one by one here: '{once[0]}' is only an input or only an "
             f"output, so that what leads to it does not mirror what leads from it"
         )
+    if not model.fusion.pairs and not any(b.pairs for b in model.backbones.values()):
+        raise InputError(
+            "there are no layers to train one by one: the body's decoder does not mirror its "
+            "encoder; use the fusion 'concat', or backbones with layers of their own"
+        )
     found: list[Phase] = []
     depth = max(len(b.pairs) for b in model.backbones.values())
     for count in range(1, depth + 1):
@@ -266,6 +271,13 @@ def start_from(model: Model, shallower: Model) -> int:
 def _some(copied: int, model: Model, shallower: Model) -> int:
     if copied:
         return copied
+    if not all(
+        m.fusion.pairs or any(b.pairs for b in m.backbones.values()) for m in (model, shallower)
+    ):
+        raise InputError(
+            "cannot start from that model: layers can be taken over only where those of the "
+            "decoder mirror those of the encoder; use the fusion 'concat' in both"
+        )
     raise InputError(
         f"cannot start from that model: its outermost layers {_widths(shallower)} differ from "
         f"{_widths(model)} here; give the same outer widths"

@@ -117,7 +117,9 @@ def unfilled(table: Table, schema: Schema) -> list[str]:
     learnt = {c for f in schema.fields.values() if not f.given for c in f.columns}
     known = {c for c, a in schema.aside.items() if a.value is not None}
     return [
-        c for c, column in table.columns.items() if c not in learnt | known and missing(column).any()
+        c
+        for c, column in table.columns.items()
+        if c not in learnt | known and missing(column).any()
     ]
 
 
@@ -207,7 +209,11 @@ def _shares_left(column: Any, values: Any, gaps: Any) -> Any:
 
 def _like_training(values: Column, own: Field, name: str) -> Column:
     """Round the values of a column of floats that held only whole numbers in training."""
-    if not isinstance(own, Numeric) or not getattr(own, 'whole', ()) or isinstance(values, np.ndarray):
+    if (
+        not isinstance(own, Numeric)
+        or not getattr(own, "whole", ())
+        or isinstance(values, np.ndarray)
+    ):
         return values
     whole = own.whole[own.columns.index(name)] and pa.types.is_floating(values.type)
     return compute.round(values) if whole else values
