@@ -188,6 +188,7 @@ def fit(
                     outcome = trained(batch, clean)
                     costs = outcome.costs
                 shown = costs if balancer is None else balancer(costs, outcome.code)
+                del outcome
                 for parameter in parameters:
                     parameter.grad = None
                 # Each cost is a root with its factor as seed: no node scales them or adds them up.
@@ -197,7 +198,7 @@ def fit(
                 torch.autograd.backward(values, tuple(map(seed_of, factors)))
                 totals.add(shown, len(clean))
                 # Free the graph now: the next pass then finds its memory still in cache.
-                del outcome, costs, shown, reached, values
+                del costs, shown, reached, values
                 optimizer.step()
                 step += 1
                 if step % tick == 0:
