@@ -23,6 +23,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -89,15 +90,14 @@ class Packed(nn.Module):
         self.table = nn.Parameter(torch.empty(sum(sizes), WIDTH))
         inputs = NUMBERS + CLASSES * WIDTH
         self.down = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, CODE))
-        self.up = nn.Sequential(
-            nn.Linear(CODE, hidden), nn.ReLU(), nn.Linear(hidden, NUMBERS + sum(sizes))
-        )
+        self.up = nn.Sequential(nn.Linear(CODE, hidden), nn.ReLU())
+        self.last = nn.Linear(hidden, NUMBERS + sum(sizes))
 
     def outputs(self, numbers: Tensor, classes: Tensor) -> Tensor:
         """``[B, numbers + levels]``."""
         at = (classes + self.offset).flatten()
         embedded = self.table.index_select(0, at).view(len(numbers), -1)
-        return self.up(self.down(torch.cat([numbers, embedded], 1)))
+        return self.last(self.up(self.down(torch.cat([numbers, embedded], 1))))
 
     def sliced(self, numbers: Tensor, classes: Tensor) -> Tensor:
         """Mean cost per row, with a cross-entropy per slice of the output."""
@@ -125,17 +125,15 @@ class Columns(nn.Module):
             nn.Embedding.from_pretrained(part, freeze=False)
             for part in packed.table.detach().clone().split(packed.sizes)
         )
-        hidden = packed.up[0].out_features
-        self.down, self.up = copy.deepcopy(packed.down), copy.deepcopy(packed.up[:-1])
+        hidden = packed.last.in_features
+        self.down, self.up = copy.deepcopy(packed.down), copy.deepcopy(packed.up)
         self.numbers = nn.ModuleList(nn.Linear(hidden, 1) for _ in range(NUMBERS))
         self.classes = nn.ModuleList(nn.Linear(hidden, n) for n in packed.sizes)
-        heads = [*self.numbers, *self.classes]
         widths = [1] * NUMBERS + list(packed.sizes)
-        last = packed.up[-1]
+        weights, biases = packed.last.weight.split(widths), packed.last.bias.split(widths)
+        heads = cast("list[nn.Linear]", [*self.numbers, *self.classes])
         with torch.no_grad():
-            for head, weight, bias in zip(
-                heads, last.weight.split(widths), last.bias.split(widths), strict=True
-            ):
+            for head, weight, bias in zip(heads, weights, biases, strict=True):
                 head.weight.copy_(weight)
                 head.bias.copy_(bias)
 

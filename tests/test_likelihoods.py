@@ -265,7 +265,7 @@ def test_the_learnt_scale_is_the_maximum_likelihood():
     head, at, scale = fitted_scale("student", x)
     df, location, spread = stats.t.fit(x.numpy())
     assert (at, scale) == pytest.approx((location, spread), rel=0.01)
-    assert float(head.freedom) == pytest.approx(df, rel=0.02)
+    assert head.freedom.item() == pytest.approx(df, rel=0.02)
     _, at, scale = fitted_scale("student(df=3)", x)
     _, location, spread = stats.t.fit(x.numpy(), fix_df=3)
     assert (at, scale) == pytest.approx((location, spread), rel=0.01)

@@ -182,3 +182,13 @@ def vae() -> Recipe:
         latent="gaussian",
         likelihoods={"image": "bernoulli", "numeric": "gaussian", "vector": "gaussian"},
     )
+
+
+@recipe
+def imputation() -> Recipe:
+    """Learns to fill gaps: entries are hidden at random and rebuilt from the others.
+
+    Du et al., ReMasker: Imputing Tabular Data with Masked Autoencoding, 2023.
+    """
+    spread = {"numeric": "gaussian", "vector": "gaussian", "image": "gaussian"}
+    return Recipe(corruption="hide(rate=(0.0, 0.5))", likelihoods=spread, linear=True)

@@ -52,11 +52,11 @@ class Count(Field):
         """Learn each column's range, mean and type; values are judged when they are encoded."""
         values = matrix(columns, self.columns)
         x = np.log1p(np.where(np.isfinite(values), np.maximum(values, 0.0), np.nan))
-        seen = ~np.isnan(x)
+        high = np.where(np.isnan(x), 0.0, x).max(0, initial=0.0)
         return replace(
             self,
-            low=tuple(np.where(seen, x, np.inf).min(0, initial=700.0).tolist()),
-            high=tuple(np.where(seen, x, 0.0).max(0, initial=0.0).tolist()),
+            low=tuple(np.where(np.isnan(x), high, x).min(0).tolist()),
+            high=tuple(high.tolist()),
             fill=mean_of(x),
             missing=bool(np.isnan(values).any()),
             types=tuple(str(scalar(columns[c]).type) for c in self.columns),

@@ -80,14 +80,19 @@ class Distribution(Field):
         values = np.where(np.isnan(values).any(1, keepdims=True), np.nan, values)
         total = values.sum(1)
         self._refuse(values, total)
-        off = np.abs(total - 1)
-        loose = int((off > EXACT).sum())
-        notes = [
-            f"field '{self.columns[0]}': {loose} rows sum to one but for up to "
-            f"{np.nanmax(off):.1g}, and were divided by their sum"
-        ]
         x, seen = tensors(values / total[:, None], np.array(self.fill))
-        return Encoded(x, seen, notes if loose and not self.normalise else [])
+        return Encoded(x, seen, [] if self.normalise else self._loose(total))
+
+    def _loose(self, total: NDArray[np.float64]) -> list[str]:
+        """Remark on rows that did not sum to one exactly."""
+        off = np.abs(total - 1)
+        loose = off > EXACT
+        if not loose.any():
+            return []
+        return [
+            f"field '{self.columns[0]}': {loose.sum()} rows sum to one but for up to "
+            f"{off[loose].max():.1g}, and were divided by their sum"
+        ]
 
     def _refuse(self, values: NDArray[np.float64], total: NDArray[np.float64]) -> None:
         """Raise for the first row that is no distribution."""
