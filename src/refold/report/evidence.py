@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from refold import inference
 from refold.data.sources import read
 from refold.errors import InputError
 from refold.estimator import Autoencoder
+from refold.fields import Field
 from refold.table import Column, Table
 from refold.types import Batch
 from refold.uses.inspect import Examined, examine
@@ -52,6 +54,13 @@ class Data:
         return cls(
             table, batch, (*table.notes, *notes), rows, batch.rows(torch.from_numpy(rows)), **judged
         )
+
+    def seen(self, name: str) -> torch.Tensor:
+        """Return which entries ``[n, E]`` of a field the shown rows have."""
+        found = self.batch.observed[name]
+        if found is not None:
+            return found
+        return torch.ones_like(self.batch.x[name].flatten(1), dtype=torch.bool)
 
     def raw(self, rows: NDArray[np.int64]) -> dict[str, Column]:
         """Columns as they were given, of the rows at the given positions."""
@@ -103,6 +112,11 @@ class Evidence:
             raise InputError("this figure shows rows, and none were given; give X")
         return self.data
 
+    @cached_property
+    def found(self) -> Examined:
+        """What the model makes of the rows in :attr:`Data.batch`."""
+        return examine(self.ae.model_, self.given().batch, self.ae.schema_)
+
     def whose(self) -> str:
         """Say whose codes these are."""
         if self.data is not None:
@@ -121,6 +135,11 @@ class Evidence:
         assert self.data is not None
         batch = self.data.everything.rows(torch.from_numpy(rows))
         return batch, examine(self.ae.model_, batch, self.ae.schema_)
+
+
+def role(own: Field) -> str:
+    """Say what a field is to the model, where it is not both seen and rebuilt."""
+    return "target" if own.target else "given" if own.given else ""
 
 
 def _refuse_unfitted(ae: Autoencoder) -> None:

@@ -67,18 +67,22 @@ def liveliest(codes: NDArray[np.float32], most: int) -> NDArray[np.int64]:
 
 
 def first_choice(evidence: Evidence) -> dict[str, Any] | None:
-    """Return the colours of a label that was set aside, where there is one."""
+    """Return the colours of a label that was set aside or is predicted, where there is one."""
     found = [] if evidence.data is None else columns(evidence)
     return found[i] if (i := _first_choice(evidence, found)) is not None else None
 
 
 def _first_choice(evidence: Evidence, colours: list[dict[str, Any]]) -> int | None:
-    """Colour by a label that was set aside, where there is one: it was not learnt, so it tells."""
-    labels = evidence.ae.schema_.aside
-    for i, colour in enumerate(colours):
-        telling = colour["kind"] == "class" and len(colour["levels"]) > 1 and not colour["rest"]
-        if telling and colour["name"] in labels:
-            return i
+    """Colour by a label that was set aside, where there is one: it was not learnt, so it tells.
+
+    Else by a target.
+    """
+    schema = evidence.ae.schema_
+    for labels in (schema.aside, schema.targets):
+        for i, colour in enumerate(colours):
+            telling = colour["kind"] == "class" and len(colour["levels"]) > 1
+            if telling and not colour["rest"] and colour["name"] in labels:
+                return i
     return None
 
 
@@ -88,7 +92,8 @@ def columns(evidence: Evidence) -> list[dict[str, Any]]:
     data, schema, found = evidence.data, evidence.ae.schema_, list[dict[str, Any]]()
     most = min(COLOURS, max(4, NUMBERS // len(data.rows)))
     raw = data.raw(data.rows)
-    order = [*(c for c in raw if c in schema.aside), *(c for c in raw if c not in schema.aside)]
+    first = (*schema.aside, *schema.targets)
+    order = [*(c for c in raw if c in first), *(c for c in raw if c not in first)]
     classes = {c for f in schema.fields.values() if hasattr(f, "levels") for c in f.columns}
     for name in order:
         column = raw[name]
@@ -155,6 +160,6 @@ def thumbnails(evidence: Evidence) -> Sheet | None:
     if evidence.data is None:
         return None
     for name, own in evidence.ae.schema_.fields.items():
-        if isinstance(own, Image):
+        if isinstance(own, Image) and bool(evidence.data.seen(name).any()):
             return sheet(evidence.data.batch.x[name].numpy())
     return None

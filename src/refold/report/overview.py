@@ -13,9 +13,9 @@ from refold.fields import Field, Image
 from refold.fields.base import kind_of, scalar
 from refold.fields.category import Classes
 from refold.recipe import RECIPES, recipes
-from refold.report.evidence import Data, Evidence
+from refold.report.evidence import Data, Evidence, role
 from refold.report.text import cell, number, percent, shortened
-from refold.uses.inspect import Fidelity, examine, fidelity
+from refold.uses.inspect import Fidelity, fidelity
 
 COLUMNS = 200  # columns listed
 WIDE = 512  # entries of a field up to which each is judged by itself
@@ -55,7 +55,7 @@ def overview(evidence: Evidence) -> Overview:
                 column,
                 _kind(own),
                 spans[i],
-                _missing(data, column, own),
+                _missing(evidence, column, own),
                 *(_back(back[i], own) if back else ("", None)),
             )
     known = [found[c] for c in schema.order if c in found]
@@ -68,20 +68,24 @@ def overview(evidence: Evidence) -> Overview:
 
 
 def _kind(own: Field) -> str:
-    if not own.block:
-        return kind_of(own)
-    return f"{kind_of(own)}, {' × '.join(map(str, own.shape))}"
+    shape = f", {' × '.join(map(str, own.shape))}" if own.block else ""
+    return " · ".join(v for v in (kind_of(own) + shape, role(own)) if v)
 
 
 def values(own: Field) -> list[str]:
     """Say what values each column of a field had in training."""
     if isinstance(own, Classes):
-        return [_levels(levels) for levels in own.levels]
+        between = " < " if kind_of(own) == "ordinal" else ", "
+        return [_levels(levels, between) for levels in own.levels]
     if isinstance(own, Image):
         return [" to ".join(number(getattr(own, end)) for end in ("low", "high"))]
     mean, std, bounds = getattr(own, "mean", ()), getattr(own, "std", ()), own.bounds
-    if not mean or bounds is None:
-        return [""] * len(own.columns)
+    if bounds is None or (own.block and not mean):
+        shares = kind_of(own) == "distribution"
+        return ["shares that sum to 1" if shares else ""] * len(own.columns)
+    if not mean:
+        ends = own.to_values(torch.tensor(bounds))
+        return [" to ".join(cell(v) or "–" for v in scalar(ends[c]).to_pylist()) for c in ends]
     low, high = (np.array(std) * np.array(b) + np.array(mean) for b in bounds)
     if own.block:
         return [f"{number(float(low.min()))} to {number(float(high.max()))}"]
@@ -92,24 +96,27 @@ def values(own: Field) -> list[str]:
     ]
 
 
-def _levels(levels: tuple[Any, ...]) -> str:
-    shown = ", ".join(shortened(cell(v) or "–", 24) for v in levels[:4])
+def _levels(levels: tuple[Any, ...], between: str) -> str:
+    shown = between.join(shortened(cell(v) or "–", 24) for v in levels[:4])
     return shown if len(levels) <= 4 else f"{shown} and {len(levels) - 4} more"
 
 
 def _span(ends: list[Any], centre: str, numbers: tuple[float, float]) -> str:
     """Say a column's mean, deviation and range; of times, whose mean is no number, the range."""
     if isinstance(ends[0], int | float):
-        return f"{centre}, {number(numbers[0])} to {number(numbers[1])}"
+        least = 1e-9 * (numbers[1] - numbers[0])  # what rounding leaves of a zero
+        low, high = (0.0 if abs(v) < least else v for v in numbers)
+        return f"{centre}, {number(low)} to {number(high)}"
     return f"{cell(ends[0])} to {cell(ends[1])}"
 
 
-def _missing(data: Data | None, name: str, own: Field) -> str:
-    if data is None:
+def _missing(evidence: Evidence, name: str, own: Field) -> str:
+    if evidence.data is None:
         return "some in training" if own.missing else "none in training"
-    column = data.table.columns.get(name)
+    column = evidence.data.table.columns.get(name)
     if column is None:
-        return "" if own.block else "all"
+        alone = own.block and len(evidence.ae.schema_.fields) == 1  # arrays have no names
+        return "" if alone else "not in the data"
     if isinstance(column, np.ndarray):
         share = float(np.isnan(column).mean()) if column.dtype.kind == "f" else 0.0
         return percent(share) if share else "none"
@@ -121,10 +128,14 @@ def _fidelity(evidence: Evidence) -> dict[str, list[Fidelity]]:
     if evidence.data is None:
         return {}
     schema = evidence.ae.schema_
-    narrow = {k for k, f in schema.fields.items() if not f.block and len(f.entries) <= WIDE}
+    narrow = {
+        k
+        for k, f in schema.fields.items()
+        if not (f.block or f.given) and len(f.entries) <= WIDE
+    }
     if not narrow:
         return {}
-    points = examine(evidence.ae.model_, evidence.data.batch, schema).points
+    points = evidence.found.points
     return fidelity(schema, evidence.data.batch, {k: points[k] for k in narrow})
 
 
@@ -148,11 +159,15 @@ class Fact:
 def facts(evidence: Evidence) -> list[Fact]:
     """Figures everyone asks for first."""
     ae = evidence.ae
-    numbers = sum(len(f.entries) for f in ae.schema_.fields.values())
+    seen, answers = (
+        sum(len(f.entries) for f in ae.schema_.fields.values() if f.target == wanted)
+        for wanted in (False, True)
+    )
     weights = sum(p.numel() for p in ae.model_.parameters())
     return [
         Fact(f"{ae.n_rows_:,}", "rows it was fitted on"),
-        Fact(f"{numbers:,} → {ae.spec_.size:,}", "entries of a row → numbers of its code"),
+        Fact(f"{seen:,} → {ae.spec_.size:,}", "entries of a row → numbers of its code"),
+        *([Fact(f"{answers:,}", "entries predicted as targets")] if answers else []),
         Fact(f"{weights:,}", "parameters"),
         Fact(duration(ae.run_.seconds), "of training"),
     ]

@@ -14,9 +14,10 @@ from refold.fields import Field, Image
 from refold.fields.base import scalar
 from refold.fields.category import Classes
 from refold.report.charts import LineChart, line_chart
-from refold.report.evidence import Data, Evidence
+from refold.report.evidence import Evidence, role
 from refold.report.pictures import picture, signed
 from refold.report.text import cell, number
+from refold.table import Column
 from refold.uses.inspect import differing
 
 CELLS = 24  # cells of a row that are shown
@@ -26,28 +27,40 @@ CURVE = 400  # points of a curve
 
 @dataclass(frozen=True)
 class CellView:
-    """One cell: as given (None: missing), as it comes back, and whether the two differ."""
+    """One cell: as given (None: missing), as it comes back, and whether the two differ.
+
+    ``role`` is "target" for a cell that is predicted from others, "given" for one that is only
+    seen, of which nothing comes ``back``.
+    """
 
     name: str
     given: str | None
-    back: str
+    back: str | None
     differs: bool
+    role: str = ""
 
 
 @dataclass(frozen=True)
 class PictureView:
-    """An image, its reconstruction and their difference, with the squared error in words."""
+    """An image, its reconstruction and their difference, with the squared error in words.
+
+    Of one that is only given, there is nothing but itself.
+    """
 
     name: str
     given: str
-    back: str
+    back: str | None
     difference: str
     error: str
+    role: str = ""
 
 
 @dataclass(frozen=True)
 class RowView:
-    """One row, with how unusual it is and what of it is shown."""
+    """One row, with how unusual it is and what of it is shown.
+
+    ``differing`` of ``judged`` cells come back different; ``total`` counts those only given too.
+    """
 
     row: int
     score: str
@@ -58,6 +71,7 @@ class RowView:
     pictures: tuple[PictureView, ...]
     curves: tuple[LineChart, ...]
     differing: int
+    judged: int
     total: int
 
 
@@ -65,8 +79,8 @@ class RowView:
 class _Portion:
     """Everything known about the rows to be shown."""
 
-    data: Data
     rows: NDArray[np.int64]
+    raw: Mapping[str, Column]
     x: Mapping[str, torch.Tensor]
     observed: Mapping[str, torch.Tensor | None]
     points: Mapping[str, torch.Tensor]
@@ -80,7 +94,9 @@ def row_views(evidence: Evidence, rows: NDArray[np.int64]) -> list[RowView]:
     data, schema = evidence.data, evidence.ae.schema_
     batch, found = evidence.examined(rows)
     marks = differing(schema, batch, found.points)
-    part = _Portion(data, rows, batch.x, batch.observed, found.points, found.cells, marks)
+    part = _Portion(
+        rows, data.raw(rows), batch.x, batch.observed, found.points, found.cells, marks
+    )
     cells: dict[str, list[CellView]] = {}
     costs: dict[str, NDArray[np.float32]] = {}
     pictures: list[list[PictureView]] = []
@@ -93,8 +109,7 @@ def row_views(evidence: Evidence, rows: NDArray[np.int64]) -> list[RowView]:
         else:
             found_cells = _block(part, name, own) if own.block else _scalars(part, name, own)
             cells |= found_cells
-            cost = part.cost[name].numpy()
-            costs |= {entry: cost[:, i] for i, entry in enumerate(found_cells)}
+            costs |= {entry: _cost(part, name, own, i) for i, entry in enumerate(found_cells)}
     order = _ordered(schema.order, schema.fields, cells)
     return [
         RowView(
@@ -107,6 +122,7 @@ def row_views(evidence: Evidence, rows: NDArray[np.int64]) -> list[RowView]:
             tuple(p[i] for p in pictures),
             tuple(c[i] for c in curves),
             sum(cells[name][i].differs for name in order),
+            sum(cells[name][i].role != "given" for name in order),
             len(order),
         )
         for i, row in enumerate(rows)
@@ -127,24 +143,36 @@ def _costliest(
     costs: Mapping[str, NDArray[np.float32]],
     row: int,
 ) -> tuple[CellView, ...]:
-    """All cells of a row, or the costliest where they are many, in the columns' order."""
+    """All cells of a row, or targets and the costliest where they are many, in their order."""
     if len(order) > CELLS:
         cost = np.array([costs[name][row] for name in order])
         order = [order[i] for i in np.sort(np.argsort(-cost, kind="stable")[:CELLS])]
     return tuple(cells[name][row] for name in order)
 
 
+def _cost(part: _Portion, name: str, own: Field, entry: int) -> NDArray[np.float32]:
+    """How much an entry deserves to be shown, by row: a target first, one only given last."""
+    if own.target or name not in part.cost:
+        return np.full(len(part.rows), np.inf if own.target else -1.0, dtype=np.float32)
+    return part.cost[name][:, entry].numpy()
+
+
 def _scalars(part: _Portion, name: str, own: Field) -> dict[str, list[CellView]]:
-    raw, back = part.data.raw(part.rows), own.to_values(part.points[name])
-    seen, found = part.observed[name], dict[str, list[CellView]]()
+    found = dict[str, list[CellView]]()
+    back = {} if own.given else own.to_values(part.points[name])
+    seen = part.observed[name]
     for j, column in enumerate(own.columns):
-        given = scalar(raw[column]).to_pylist() if column in raw else [None] * len(part.rows)
+        known = column in part.raw
+        given = scalar(part.raw[column]).to_pylist() if known else [None] * len(part.rows)
+        if own.given:
+            found[column] = [CellView(column, cell(a), None, False, role(own)) for a in given]
+            continue
         differs = part.differs[name][:, j].copy()
         if isinstance(own, Classes) and seen is not None:
             # A class never seen in training counts as missing, but cannot come back either.
             differs |= ~seen[:, j].numpy() & np.array([v is not None for v in given])
         found[column] = [
-            CellView(column, cell(a), cell(b) or "–", bool(d))
+            CellView(column, cell(a), cell(b) or "–", bool(d), role(own))
             for a, b, d in zip(given, scalar(back[column]).to_pylist(), differs, strict=True)
         ]
     return found
@@ -157,8 +185,9 @@ def _block(part: _Portion, name: str, own: Field) -> dict[str, list[CellView]]:
             CellView(
                 entry,
                 number(float(given[i, j])) if seen[i, j] else None,
-                number(float(back[i, j])),
-                bool(part.differs[name][i, j]),
+                None if back is None else number(float(back[i, j])),
+                back is not None and bool(part.differs[name][i, j]),
+                role(own),
             )
             for i in range(len(part.rows))
         ]
@@ -168,46 +197,60 @@ def _block(part: _Portion, name: str, own: Field) -> dict[str, list[CellView]]:
 
 def _values(
     part: _Portion, name: str, own: Field
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_]]:
+) -> tuple[NDArray[Any], NDArray[Any] | None, NDArray[np.bool_]]:
     """Values of a block and of its reconstruction ``[n, E]``, in the user's units."""
     n, column = len(part.rows), own.columns[0]
     given = own.to_values(part.x[name].flatten(1))[column].reshape(n, -1)
-    back = own.to_values(part.points[name])[column].reshape(n, -1)
+    back = None
+    if not own.given:
+        back = own.to_values(part.points[name])[column].reshape(n, -1)
     seen = part.observed[name]
     return given, back, np.ones(given.shape, bool) if seen is None else seen.numpy()
 
 
 def _curves(part: _Portion, name: str, own: Field) -> list[LineChart]:
     given, back, seen = _values(part, name, own)
-    given = np.where(seen, given, np.nan)
-    step = -(-given.shape[1] // CURVE)
-    places = list(range(0, given.shape[1], step))
-    box = (44.0, 6.0, 396.0, 96.0)
+    ends = {"given": np.where(seen, given, np.nan)} | ({} if back is None else {"back": back})
     return [
-        line_chart(
-            own.columns[0],
-            [("given", places, a[::step].tolist()), ("back", places, b[::step].tolist())],
-            box=box,
-        )
-        for a, b in zip(given.astype(float), back.astype(float), strict=True)
+        curve(named(own), {k: v[i].astype(float) for k, v in ends.items()})
+        for i in range(len(given))
     ]
 
 
+def curve(title: str, lines: Mapping[str, NDArray[np.float64]]) -> LineChart:
+    """Lay out long vectors by the names of their lines."""
+    long = max(len(v) for v in lines.values())
+    step = -(-long // CURVE)
+    places = list(range(0, long, step))
+    drawn = [(name, places, v[::step].tolist()) for name, v in lines.items()]
+    return line_chart(title, drawn, box=(44.0, 6.0, 396.0, 96.0))
+
+
+def named(own: Field) -> str:
+    """Return a block's name, with its role."""
+    return " · ".join(v for v in (own.columns[0], role(own)) if v)
+
+
 def _pictures(part: _Portion, name: str, own: Field) -> list[PictureView]:
-    x = part.x[name].numpy()
-    back = part.points[name].reshape(x.shape).numpy()
-    seen = part.observed[name]
+    x, seen = part.x[name].numpy(), part.observed[name]
     masks = None if seen is None else seen.reshape(x.shape).numpy()
+    images = [picture(x[i], None if masks is None else masks[i]) for i in range(len(x))]
+    if own.given:
+        return [PictureView(own.columns[0], image, None, "", "", role(own)) for image in images]
+    back = part.points[name].reshape(x.shape).numpy()
     gap = x - back if masks is None else np.where(masks, x - back, 0.0)
     size = np.abs(gap).max(1)
     top = float(np.quantile(size, 0.999)) if size.size else 1.0
     return [
         PictureView(
             own.columns[0],
-            picture(x[i], None if masks is None else masks[i]),
+            images[i],
             picture(back[i]),
             signed(size[i], top),
-            number(float(np.square(gap[i], dtype=np.float64).sum())),
+            number(float(np.square(gap[i], dtype=np.float64).sum()))
+            if masks is None or masks[i].any()
+            else "–",
+            role(own),
         )
         for i in range(len(x))
     ]

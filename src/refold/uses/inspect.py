@@ -14,7 +14,7 @@ from torch import Tensor
 from refold import inference
 from refold.backbones import Embed, Flat
 from refold.data.schema import Schema
-from refold.fields import Binary, Field, Image
+from refold.fields import Binary, Field
 from refold.fields.category import Classes
 from refold.model import Model
 from refold.ops.pca import Principal
@@ -34,7 +34,8 @@ class Quality:
     seen and rebuilt, and None where there are none. ``rows`` says how many were judged.
     ``curve``, of a model whose code is ordered, holds ``(d, kept, pca_kept)`` for codes cut after
     ``d`` entries, see :func:`prefix_curve`. ``predicted`` holds ``(name, kept, guess)`` of every
-    target, see :class:`Fidelity`; of a block it is the mean over its entries.
+    target, see :class:`Fidelity`; of a block it is of all its entries together. A target without a
+    value in these rows, or with one and the same, is left out.
     """
 
     kept: float | None
@@ -90,18 +91,23 @@ def predictions(model: Model, rows: Batch, schema: Schema) -> tuple[tuple[str, f
         return ()
     points = examine(model, rows, schema).points
     found: list[tuple[str, float, float]] = []
-    for k, judged in fidelity(schema, rows, {k: points[k] for k in names}).items():
+    for k in names:
         own = schema.fields[k]
         if own.block:
-            kept = [f.kept for f in judged if f.kept == f.kept]
-            found.append((k, sum(kept) / max(1, len(kept)), 0.0))
+            found.append((k, _explained(rows, k, points[k]), 0.0))
         else:
-            found += [
-                (column, f.kept, f.guess)
-                for column, f in zip(own.columns, judged, strict=True)
-                if f.rows
-            ]
-    return tuple(found)
+            judged = fidelity(schema, rows, {k: points[k]})[k]
+            found += [(c, f.kept, f.guess) for c, f in zip(own.columns, judged, strict=True)]
+    return tuple(head for head in found if head[1] == head[1])
+
+
+def _explained(rows: Batch, name: str, point: Tensor) -> float:
+    """Share of the variance of all entries of a block; NaN where nothing varies."""
+    x, seen = rows.x[name].flatten(1).double(), rows.observed[name]
+    seen = torch.ones_like(x, dtype=torch.bool) if seen is None else seen
+    x = x.masked_fill(~seen, torch.nan)
+    total = float((x - x.nanmean(0)).square().nansum())
+    return 1.0 - float((x - point).square().nansum()) / total if total > 1e-12 else float("nan")
 
 
 @torch.inference_mode()
@@ -146,23 +152,25 @@ def squared_errors(model: Model, rows: Batch, schema: Schema) -> Tensor:
 
 
 @torch.inference_mode()
-def expectations(model: Model, rows: Batch, schema: Schema) -> tuple[Tensor, Tensor]:
-    """Rows of the rebuilt fields as one matrix ``[n, V]``, and what the model expects there.
+def expectations(
+    model: Model, rows: Batch, schema: Schema, names: tuple[str, ...] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Rows of outputs as one matrix ``[n, V]``, and what the model expects there.
 
-    NaN where missing.
+    ``names`` are the rebuilt fields unless given. NaN where missing.
     """
+    names = model.rebuilt if names is None else names
     views: list[Tensor] = []
     predicted: list[Tensor] = []
     for output, count in inference.outputs(model, rows, schema):
-        for name in model.rebuilt:
+        for name in names:
             head, params = model.likelihoods[name], output.params[name]
             seen = output.target.observed[name]
             view, mean = head.linear_view(output.target.x[name]).float(), head.expected(params)
             view = view if seen is None else view.masked_fill(~head.spread(seen), torch.nan)
             views.append(view[:count].cpu())
             predicted.append(mean[:count].cpu())
-    fields = len(model.rebuilt)
-    return _side_by_side(views, fields), _side_by_side(predicted, fields)
+    return _side_by_side(views, len(names)), _side_by_side(predicted, len(names))
 
 
 def _side_by_side(parts: list[Tensor], fields: int) -> Tensor:
@@ -195,16 +203,17 @@ def examine(model: Model, rows: Batch, schema: Schema) -> Examined:
 def differing(schema: Schema, rows: Batch, points: Mapping[str, torch.Tensor]) -> dict[str, Mask]:
     """Entries ``[n, E]`` that come back different; a missing entry has nothing to differ from.
 
-    A number differs by more than one standard deviation of its column in training (a pixel by
-    more than a quarter of its range), a class wherever it is another.
+    A number differs by more than its kind lets pass for alike (:attr:`Field.apart`): one standard
+    deviation of its column in training, or a quarter of the range of a pixel or a share, or a
+    factor of two between counts. A class, ordered or not, differs wherever it is another.
     """
     found: dict[str, Mask] = {}
     for name in points:
         own, x, point = schema.fields[name], rows.x[name].flatten(1), points[name]
         if isinstance(own, Classes):
-            different = x.round() != (point > 0.5 if isinstance(own, Binary) else point)
+            different = own.index(x) != own.index(point)
         else:
-            different = (x - point).abs() > (0.25 if isinstance(own, Image) else 1.0)
+            different = (x - point).abs() > own.apart
         seen = rows.observed[name]
         found[name] = (different if seen is None else different & seen).numpy()
     return found
@@ -223,36 +232,48 @@ class Fidelity:
     rows: int
 
 
+NOTHING = Fidelity(float("nan"), float("nan"), 0)
+
+
 def fidelity(
     schema: Schema, rows: Batch, points: Mapping[str, torch.Tensor]
 ) -> dict[str, list[Fidelity]]:
     """Judge every entry of the given fields by itself; NaN where no row, or a constant, is seen."""
-    return {
-        name: [
-            _fidelity(rows.x[name].flatten(1)[:, e], point[:, e], _seen(rows, name, e), own)
+    found: dict[str, list[Fidelity]] = {}
+    for name, point in points.items():
+        own, x, judge = schema.fields[name], rows.x[name].flatten(1), _numbers
+        if isinstance(own, Classes):
+            x, point, judge = own.index(x), own.index(point), _classes
+        seen = rows.observed[name]
+        found[name] = [
+            judge(*((x[:, e], point[:, e]) if seen is None else _of(x, point, seen, e)))
             for e in range(point.shape[1])
         ]
-        for name, point in points.items()
-        for own in [schema.fields[name]]
-    }
+    return found
 
 
-def _seen(rows: Batch, name: str, entry: int) -> torch.Tensor:
-    seen = rows.observed[name]
-    return torch.ones(len(rows), dtype=torch.bool) if seen is None else seen[:, entry]
+def _of(x: Tensor, point: Tensor, seen: Tensor, entry: int) -> tuple[Tensor, Tensor]:
+    """Values of an entry, and what comes back, in the rows that have one."""
+    there = seen[:, entry]
+    return x[there, entry], point[there, entry]
 
 
-def _fidelity(x: torch.Tensor, point: torch.Tensor, seen: torch.Tensor, own: Field) -> Fidelity:
-    x, point, count = x[seen].double(), point[seen].double(), int(seen.sum())
-    if count == 0:
-        return Fidelity(float("nan"), float("nan"), 0)
-    if isinstance(own, Classes):
-        answer = (point > 0.5).double() if isinstance(own, Binary) else point
-        commonest = int(x.unique(return_counts=True)[1].max())
-        return Fidelity(float((answer == x).double().mean()), commonest / count, count)
+def _classes(x: Tensor, answer: Tensor) -> Fidelity:
+    """Judge levels: share of right answers, beside that of the commonest level."""
+    if len(x) == 0:
+        return NOTHING
+    commonest = int(x.unique(return_counts=True)[1].max())
+    return Fidelity(float((answer == x).double().mean()), commonest / len(x), len(x))
+
+
+def _numbers(x: Tensor, point: Tensor) -> Fidelity:
+    """Judge numbers: the share of their variance."""
+    if len(x) == 0:
+        return NOTHING
+    x, point = x.double(), point.double()
     total = float((x - x.mean()).square().sum())
     kept = 1.0 - float((x - point).square().sum()) / total if total > 1e-12 else float("nan")
-    return Fidelity(kept, 0.0, count)
+    return Fidelity(kept, 0.0, len(x))
 
 
 @dataclass(frozen=True)
@@ -306,7 +327,10 @@ def dictionary(model: Model, schema: Schema) -> Dictionary | None:
         spine = model.backbones[name]
         block, at = up[at : at + spine.decoded], at + spine.decoded
         if isinstance(spine, Flat | Embed):
-            labels[name] = entry_labels(schema.fields[name])
+            own = schema.fields[name]
+            labels[name] = entry_labels(own)
+            if len(labels[name]) > len(block):  # one number decides between all ordered levels
+                labels[name] = own.entries
             atoms[name] = block[: len(labels[name])]
     return Dictionary(atoms, labels, not path.beside) if atoms else None
 
@@ -315,7 +339,8 @@ def entry_labels(own: Field) -> tuple[str, ...]:
     """Name each of the ``V`` numbers that a linear method sees of a field: a class by its level."""
     if not isinstance(own, Classes):
         return own.entries
-    columns = zip(own.columns, own.levels, strict=True)
+    known = (levels or ("–",) for levels in own.levels)
+    columns = list(zip(own.columns, known, strict=True))
     if isinstance(own, Binary):
         return tuple(f"{name} = {levels[-1]}" for name, levels in columns)
     return tuple(f"{name} = {level}" for name, levels in columns for level in levels)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from refold.estimator import Autoencoder
@@ -17,6 +18,7 @@ from refold.report.figures import draw
 from refold.report.figures.figure import Figure, Panel
 from refold.report.pictures import picture, signed_strip
 from refold.report.text import number, percent
+from refold.types import Batch
 from refold.uses import inspect
 from refold.uses.inspect import Activity
 
@@ -209,6 +211,7 @@ def correlation_of(evidence: Evidence) -> Figure:
 def codes(ae: Autoencoder, X: Any) -> Figure:
     """Draw rows as input, code and output side by side, the code as a small picture.
 
+    Inputs are what the encoder sees, outputs what is rebuilt, or where nothing is, the targets.
     A code is a strip of its units, or a square of them where they are many; fields that are no
     images are strips of their numbers in standard deviations. The first 12 rows at hand are shown.
     """
@@ -220,32 +223,53 @@ def codes_of(evidence: Evidence) -> Figure:
     data, schema = evidence.given(), evidence.ae.schema_
     shown = data.rows[:CODES]
     batch, found = evidence.examined(shown)
-    views, expected = inspect.expectations(evidence.ae.model_, batch, schema)
-    images = [k for k, f in schema.fields.items() if isinstance(f, Image)]
+    model = evidence.ae.model_
+    outputs = model.rebuilt or model.outputs
+    pictured = [
+        next((k for k in names if isinstance(schema.fields[k], Image)), None)
+        for names in (model.inputs, outputs)
+    ]
+    if pictured[0] is None:
+        shown_in = [signed_strip(_square(v), 2.5) for v in _views(evidence, batch)]
+    else:
+        shown_in = [picture(x) for x in batch.x[pictured[0]].numpy()]
+    if pictured[1] is None:
+        back = inspect.expectations(model, batch, schema, outputs)[1].numpy()
+        shown_out = [signed_strip(_square(v), 2.5) for v in back]
+    else:
+        back = found.points[pictured[1]].reshape(-1, *schema.fields[pictured[1]].shape)
+        shown_out = [picture(x) for x in back.numpy()]
     top = float(np.quantile(np.abs(evidence.codes), FULL)) or 1.0
     panels: list[Panel] = []
     for i, row in enumerate(shown):
-        if images:
-            own = schema.fields[images[0]]
-            ends = [
-                picture(batch.x[images[0]][i].numpy()),
-                picture(found.points[images[0]][i].reshape(own.shape).numpy()),
-            ]
-        else:
-            ends = [signed_strip(_square(v[i].numpy()), 2.5) for v in (views, expected)]
         code = signed_strip(_square(evidence.codes[i]), top)
         names = ("input", "code", "output")
-        boxes = zip((ends[0], code, ends[1]), names, (0, 84, 168), strict=True)
+        boxes = zip((shown_in[i], code, shown_out[i]), names, (0, 84, 168), strict=True)
         marks = "".join(
             draw.rect(x, 0, 76, 76, "ground") + draw.image(uri, x, 0, 76, 76, name)
             for uri, name, x in boxes
         )
         panels.append(Panel(marks, 244, 76, f"Row {row}"))
-    kind = (
-        "" if images else " Inputs and outputs: their numbers, orange above the mean, blue below."
-    )
-    note = f"Input, code and output; orange is above zero, blue below.{kind}"
+    kinds = {
+        (False, False): "",
+        (True, False): " Inputs: their numbers, orange above the mean, blue below.",
+        (False, True): " Outputs: their numbers, orange above the mean, blue below.",
+        (True, True): " Inputs and outputs: their numbers, orange above the mean, blue below.",
+    }
+    kind = kinds[pictured[0] is None, pictured[1] is None]
+    out = "output" if model.rebuilt else "predicted targets"
+    note = f"Input, code and {out}; orange is above zero, blue below.{kind}"
     return Figure("Codes of rows", tuple(panels), note, tile=15, most=18, columns=3)
+
+
+def _views(evidence: Evidence, batch: Batch) -> NDArray[np.float32]:
+    """Return everything the encoder sees as numbers ``[n, V]``, NaN where missing."""
+    schema, model, parts = evidence.ae.schema_, evidence.ae.model_, list[torch.Tensor]()
+    for k in model.inputs:
+        head = model.likelihoods[k] if k in model.likelihoods else schema.fields[k].head()
+        view, seen = head.linear_view(batch.x[k]).float().cpu(), batch.observed[k]
+        parts.append(view if seen is None else view.masked_fill(~head.spread(seen), torch.nan))
+    return torch.cat(parts, 1).numpy()
 
 
 def _square(values: NDArray[Any]) -> NDArray[np.float64]:

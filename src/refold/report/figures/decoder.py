@@ -13,7 +13,7 @@ from refold.data.schema import Schema
 from refold.errors import InputError
 from refold.estimator import Autoencoder
 from refold.fields import Field, Image
-from refold.fields.base import scalar
+from refold.fields.base import kind_of, scalar
 from refold.fields.category import Classes
 from refold.report.evidence import Evidence
 from refold.report.figures import draw
@@ -27,6 +27,12 @@ PICTURES = 48  # pictures of units
 LISTS = 24  # lists of units
 TOP = 6  # entries of a list
 WALKS = 12  # units that are walked along
+UNITS = {  # of numbers that are not standardised: what is expected, and what the weights add to
+    "bernoulli": ("in shares of its range", "in log-odds of its range"),
+    "beta": ("in shares of its range", "in log-odds of its range"),
+    "kl": ("in shares of the whole", "in logarithms of shares"),
+    "poisson": ("in logarithms of counts", "in logarithms of counts"),
+}
 SIDE = 80.0  # a picture's side in the drawing
 
 
@@ -133,7 +139,7 @@ def traversals_of(evidence: Evidence, place: int = 0, steps: int = 7) -> Figure:
         f"{count}Each line runs from {ends} of a unit, all others held; the middle is the "
         f"reconstruction of {whose}."
     )
-    pictures = any(isinstance(f, Image) for f in schema.fields.values())
+    pictures = any(isinstance(schema.fields[k], Image) for k in model.outputs)
     return Figure(
         "Walks along the units", tuple(panels), note, tile=19, columns=2 if pictures else 3
     )
@@ -150,7 +156,8 @@ def _walk(evidence: Evidence, schema: Schema, unit: int, codes: NDArray[Any]) ->
     model, panels, rest = evidence.ae.model_, list[Panel](), list[tuple[str, str, NDArray[Any]]]()
     means, name = traverse.expected(model, codes), f"latent{unit}"
     span = f"{number(float(codes[0, unit]), 3)} to {number(float(codes[-1, unit]), 3)}"
-    for key, own in schema.fields.items():
+    for key in model.outputs:
+        own = schema.fields[key]
         if isinstance(own, Image):
             x = means[key].reshape(-1, *own.shape)
             wide = 320.0
@@ -172,7 +179,7 @@ def _walk(evidence: Evidence, schema: Schema, unit: int, codes: NDArray[Any]) ->
 def _entries(own: Field, means: NDArray[Any]) -> list[tuple[str, str, NDArray[Any]]]:
     """Label, ends in words, and change from the middle ``[steps]`` of each number of a field."""
     change = means - means[len(means) // 2]
-    if isinstance(own, Classes):
+    if isinstance(own, Classes) or kind_of(own) == "distribution":
         ends = [[_share(float(v)) for v in means[i]] for i in (0, -1)]
     else:
         ends = [_in_units(own, means[i]) for i in (0, -1)]
@@ -235,9 +242,12 @@ def schema_name(name: str) -> str:
 def _scale_note(evidence: Evidence, name: str, own: Field, probable: bool) -> str:
     if isinstance(own, Image):
         return "Orange adds, blue takes away; each picture in its own scale."
-    if evidence.ae.spec_.likelihoods[name].name in ("bernoulli", "categorical"):
-        return f"{schema_name(name).capitalize()} in {'probability' if probable else 'log-odds'}."
-    return f"{schema_name(name).capitalize()} in standard deviations."
+    head, shown = evidence.ae.spec_.likelihoods[name].name, schema_name(name).capitalize()
+    if isinstance(own, Classes):
+        return f"{shown} in {'probability' if probable else 'log-odds'}."
+    if head in UNITS:
+        return f"{shown} {UNITS[head][0 if probable else 1]}."
+    return f"{shown} in standard deviations."
 
 
 def _picture(atom: NDArray[Any], unit: int, note: str) -> Panel:

@@ -195,7 +195,7 @@ def _groups(
     return [g for g in groups if g[1].any()], tuple(keys), ""
 
 
-def _dots(xy: NDArray[np.float64], kind: str) -> str:
+def dots(xy: NDArray[np.float64], kind: str) -> str:
     """Draw points as one path of dots without length, which costs a tenth of a circle each."""
     small = " small" if len(xy) > 150 else ""
     number_of = kind.split()[-1]
@@ -216,7 +216,7 @@ def _flat(found: Projection, groups: list[tuple[str, NDArray[np.bool_]]]) -> Pan
         marks.append(draw.path(f"M52 {tick.at:g}H{wide - 8:g}", "grid"))
         marks.append(draw.text(46, tick.at + 4, tick.label, anchor="end"))
     xy = np.array([[x.at(a), y.at(b)] for a, b in found.points.tolist()]).reshape(-1, 2)
-    marks += [_dots(xy[members], kind) for kind, members in groups]
+    marks += [dots(xy[members], kind) for kind, members in groups]
     marks.append(draw.text(wide - 8, high - 6, f"{found.axes[0]} →", anchor="end"))
     marks.append(draw.text(0, high - 6, f"↑ {found.axes[1]}"))
     return Panel("".join(marks), wide, high, label="codes as points in two dimensions")
@@ -250,7 +250,7 @@ def _deep(found: Projection, groups: list[tuple[str, NDArray[np.bool_]]]) -> Pan
         a, b = (centre + s * scale * tip[:2] * [1, -1] for s in (-1, 1))
         marks.append(draw.path(f"M{a[0]:.0f} {a[1]:.0f}L{b[0]:.0f} {b[1]:.0f}", "axis"))
         marks.append(draw.text(round(b[0] + 4), round(b[1] - 4), name))
-    marks += [_dots(place[members], kind) for kind, members in groups]
+    marks += [dots(place[members], kind) for kind, members in groups]
     kinds = [kind for kind, _ in groups]
     which = np.zeros(len(unit), dtype=int)
     for i, (_, members) in enumerate(groups):

@@ -37,6 +37,8 @@ def restorable(evidence: Evidence) -> bool:
     images = [k for k, f in evidence.ae.schema_.fields.items() if isinstance(f, Image)]
     if evidence.data is None or len(images) != 1 or evidence.ae.spec_.corruption is None:
         return False
+    if images[0] not in evidence.ae.model_.rebuilt:
+        return False
     return evidence.data.batch.observed[images[0]] is None
 
 

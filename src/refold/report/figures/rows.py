@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from refold.errors import InputError
 from refold.estimator import Autoencoder
+from refold.fields import Field
 from refold.fields.category import Classes
 from refold.report.evidence import Evidence
 from refold.report.figures import draw
@@ -28,7 +29,8 @@ def pairs(ae: Autoencoder, X: Any, *, rows: Any = None) -> Figure:
 
     Images: input, output, and their absolute difference. Long vectors: two curves. Other fields: a
     line an entry, from the value given (open) to the value that comes back (full), in standard
-    deviations; classes in words. ``rows`` chooses rows by position.
+    deviations; classes in words. Targets go from the true value to the predicted one; what is only
+    given stands as it is. ``rows`` chooses rows by position.
 
     >>> import numpy as np, refold
     >>> X = np.random.default_rng(0).normal(size=(60, 5))
@@ -69,7 +71,8 @@ def pairs_of(evidence: Evidence, rows: NDArray[np.int64]) -> Figure:
         keys += [("line given", "as given"), ("line back", "as it comes back")]
     if any(v.cells for v in views):
         notes.append("From the value given (open) to the one that comes back (full), in standard "
-                     "deviations around the mean; no circle where it was missing.")  # fmt: skip
+                     "deviations around the mean, or over the whole range of counts and shares; no "
+                     "circle where it was missing.")  # fmt: skip
     return Figure(
         "Inputs beside reconstructions", tuple(panels), " ".join(notes), tuple(keys),
         tile=19 if not any(v.pictures for v in views) else 15, most=26, columns=3,
@@ -81,6 +84,10 @@ def _note(view: RowView) -> str:
 
 
 def _trio(view: RowView, p: PictureView) -> Panel:
+    if p.back is None:
+        marks = draw.rect(0, 0, SIDE, SIDE, "ground")
+        marks += draw.image(p.given, 0, 0, SIDE, SIDE, f"given, row {view.row}")
+        return Panel(marks, 3 * SIDE + 12, SIDE, f"Row {view.row}", "only given")
     marks = "".join(
         draw.rect(x, 0, SIDE, SIDE, "ground") + draw.image(uri, x, 0, SIDE, SIDE, name)
         for x, uri, name in (
@@ -89,31 +96,46 @@ def _trio(view: RowView, p: PictureView) -> Panel:
             (2 * (SIDE + 6), p.difference, "absolute difference"),
         )
     )
-    return Panel(marks, 3 * SIDE + 12, SIDE, f"Row {view.row}", f"squared error {p.error}")
+    note = f"{p.role}, squared error {p.error}".removeprefix(", ")
+    return Panel(marks, 3 * SIDE + 12, SIDE, f"Row {view.row}", note)
+
+
+def _reach(own: Field) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Middle of each entry's line, and half of what it spans, in the field's own scale."""
+    count = len(own.entries)
+    if hasattr(own, "std") or own.bounds is None:
+        return np.zeros(count), np.full(count, REACH)
+    low, high = (np.array(b) for b in own.bounds)
+    half = (high - low) / 2
+    return (high + low) / 2, np.where(half > 0, half, 1.0)
 
 
 def _cells(evidence: Evidence, view: RowView, i: int, batch: Batch, found: Examined) -> Panel:
     """Draw a row's entries: numbers as a line from given to returned, classes in words."""
     at: dict[str, tuple[float, float] | None] = {}
     for name, own in evidence.ae.schema_.fields.items():
-        if isinstance(own, Classes):
+        if isinstance(own, Classes) or own.given:
             at |= dict.fromkeys(own.entries)
             continue
         seen, x = batch.observed[name], batch.x[name].flatten(1)
+        centre, reach = _reach(own)
         for e, entry in enumerate(own.entries):
             there = seen is None or bool(seen[i, e])
             given = float(x[i, e]) if there else float("nan")
-            at[entry] = given, float(found.points[name][i, e])
+            back = float(found.points[name][i, e])
+            at[entry] = (given - centre[e]) / reach[e], (back - centre[e]) / reach[e]
     wide, left, right = 320.0, 118.0, 312.0
     middle, marks = (left + right) / 2, list[str]()
     shown = view.cells[:CELLS]
     for k, cell in enumerate(shown):
         y = 20 * k + 10
-        marks.append(draw.text(0, y + 4, draw.fitted(cell.name, left - 10)))
+        name = f"{cell.name} · {cell.role}" if cell.role else cell.name
+        marks.append(draw.text(0, y + 4, draw.fitted(name, left - 10)))
         ends = at.get(cell.name)
         if ends is None:
             given = cell.given if cell.given is not None else "missing"
-            words = cell.back if given == cell.back else f"{given} → {cell.back}"
+            same = cell.back is None or given == cell.back
+            words = given if same else f"{given} → {cell.back}"
             marks.append(
                 draw.text(
                     middle, y + 4, draw.fitted(words, right - left), anchor="middle", kind="ink"
@@ -121,7 +143,7 @@ def _cells(evidence: Evidence, view: RowView, i: int, batch: Batch, found: Exami
             )
             continue
         marks.append(draw.path(f"M{left:g} {y}H{right:g}M{middle:g} {y - 6}V{y + 6}", "grid"))
-        a, b = (middle + max(-REACH, min(REACH, v)) * (right - left) / 2 / REACH for v in ends)
+        a, b = (middle + max(-1.0, min(1.0, v)) * (right - left) / 2 for v in ends)
         kind = "back" if cell.differs else "given"
         if ends[0] == ends[0]:
             marks.append(draw.path(f"M{a:.1f} {y}H{b:.1f}", f"line {kind}"))
