@@ -3,8 +3,8 @@
     python bench/mnist.py FOLDER TASK [--seeds 3]
 
 FOLDER holds the four IDX files; TASK is one of: compression, patient, plane, topk, lifetime,
-denoising, labels, linear, joint. Pixels lie in [0, 1], the split is the standard one. A line per seed,
-then mean and spread (lowest to highest). ``plane`` shows UMAP as well where umap-learn is
+denoising, labels, linear, joint. Pixels lie in [0, 1], the split is the standard one. A line per
+seed, then mean and spread (lowest to highest). ``plane`` shows UMAP as well where umap-learn is
 installed, and ``denoising`` needs scikit-image.
 """
 
@@ -334,7 +334,7 @@ def joint(data: Mnist, seed: int) -> Figures:
 def bound(ae: refold.Autoencoder, rows: dict[str, NDArray[Any]]) -> Figures:
     """Mean negative evidence bound of rows, and its terms, in nats, every cost counted once."""
     batch, _ = ae.schema_.encode(read(rows))
-    ae.model_.weigh({k: (1.0,) for k in ae.model_.outputs})
+    ae.model_.weigh(dict.fromkeys(ae.model_.outputs, (1.0,)))
     totals: Figures = {"bound": 0.0}
     with seeded(0), drawing(ae.model_):
         for output, count in outputs(ae.model_, batch, ae.schema_):

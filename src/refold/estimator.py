@@ -308,7 +308,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         if not self.model_.rebuilt:
             raise InputError(
-                "this model rebuilds nothing: its inputs are only given; use predict for its targets"
+                "this model rebuilds nothing: its inputs are only given; use predict for the targets"
             )
         table = self._read(X)
         parts = [

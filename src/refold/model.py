@@ -78,7 +78,7 @@ class Model(nn.Module):
         return self.get_buffer(f"weight{self.outputs.index(name)}")
 
     def weights(self) -> dict[str, float]:
-        """Return what each output's cost is multiplied by in training, the mean over its entries."""
+        """Return what each output's cost is multiplied by in training, as mean over entries."""
         return {
             k: float(torch.as_tensor(self.weight(k)).mean()) * s for k, s in self.shares.items()
         }

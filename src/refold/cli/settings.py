@@ -19,13 +19,14 @@ def constructor_arguments(
     latent: int | None,
     epochs: int | None,
     seed: int,
+    target: Sequence[str],
     ignore: Sequence[str],
     settings: Sequence[str],
 ) -> dict[str, Any]:
     """Turn the options of ``refold fit`` into arguments of :class:`refold.Autoencoder`.
 
-    >>> constructor_arguments(recipe="sparse", latent=64, epochs=None, seed=0, ignore=["id"],
-    ...     settings=["latent.k=8", "field.zip=categorical", "hidden=128,64"])["latent"]
+    >>> constructor_arguments(recipe="sparse", latent=64, epochs=None, seed=0, target=[],
+    ...     ignore=["id"], settings=["latent.k=8", "field.zip=categorical"])["latent"]
     'topk(size=64, k=8)'
     """
     from refold.estimator import Autoencoder

@@ -20,8 +20,8 @@ class Latent(nn.Module, ABC):
     """
 
     generative: ClassVar[bool] = False
-    """Whether codes follow a known prior, so that :meth:`sample` can draw new ones. A hidden state of
-    zeros then stands for the prior, and is what a row of which nothing is known is given."""
+    """Whether codes follow a known prior, so that :meth:`sample` can draw new ones. A hidden state
+    of zeros then stands for the prior; a row of which nothing is known is given it."""
     ordered: ClassVar[bool] = False
     """Whether any prefix of the code is a code of a smaller model."""
     relaxed: bool = False

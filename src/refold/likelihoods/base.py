@@ -22,6 +22,8 @@ class Likelihood(nn.Module, ABC):
 
     contextual: ClassVar[bool] = False
     """Whether an entry's cost depends on other entries, so that missing ones must be filled in."""
+    spreads: ClassVar[bool] = True
+    """Whether it says how far values stray, so that :meth:`draw` gives more than the point."""
 
     def __init__(self, sizes: tuple[int, ...], shape: tuple[int, ...] = ()) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,8 @@ class Divergence(Likelihood):
     >>> cells, cells.sum()
     (tensor([[0.0361, 0.0361, 0.3333]]), tensor(0.4055))
     """
+
+    spreads: ClassVar[bool] = False
 
     @property
     def width(self) -> int:

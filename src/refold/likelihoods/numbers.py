@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,8 @@ class Location(Likelihood):
 
 class FixedSpread(Likelihood):
     """A likelihood of one output per entry: where a value is, and not how far it strays."""
+
+    spreads: ClassVar[bool] = False
 
     @property
     def width(self) -> int:

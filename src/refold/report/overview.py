@@ -129,9 +129,7 @@ def _fidelity(evidence: Evidence) -> dict[str, list[Fidelity]]:
         return {}
     schema = evidence.ae.schema_
     narrow = {
-        k
-        for k, f in schema.fields.items()
-        if not (f.block or f.given) and len(f.entries) <= WIDE
+        k for k, f in schema.fields.items() if not (f.block or f.given) and len(f.entries) <= WIDE
     }
     if not narrow:
         return {}

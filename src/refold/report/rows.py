@@ -94,9 +94,7 @@ def row_views(evidence: Evidence, rows: NDArray[np.int64]) -> list[RowView]:
     data, schema = evidence.data, evidence.ae.schema_
     batch, found = evidence.examined(rows)
     marks = differing(schema, batch, found.points)
-    part = _Portion(
-        rows, data.raw(rows), batch.x, batch.observed, found.points, found.cells, marks
-    )
+    part = _Portion(rows, data.raw(rows), batch.x, batch.observed, found.points, found.cells, marks)
     cells: dict[str, list[CellView]] = {}
     costs: dict[str, NDArray[np.float32]] = {}
     pictures: list[list[PictureView]] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from refold.backbones import Flat
 from refold.fields import Field
@@ -133,9 +133,8 @@ def start_centred(model: Model, rows: Batch) -> None:
     mean = torch.zeros(0)
     for names, lead in model.fusion.leads:
         mean = torch.cat([hidden[k] for k in names], 1).mean(0)
-        bias: Tensor | None = lead.bias  # none where a norm follows
-        if bias is not None:
-            bias -= lead.weight @ mean
+        if isinstance(lead.bias, Tensor):  # none where a norm follows
+            lead.bias -= lead.weight @ mean
     path = model.fusion.linear_path()
     if path is not None and path.beside:
         path.down_bias.sub_(path.down @ mean)

@@ -16,8 +16,8 @@ from refold import inference
 from refold.casting import as_dtype, cast
 from refold.data.schema import Schema
 from refold.errors import InputError
-from refold.fields import Binary, Field, Numeric
-from refold.fields.base import kind_of
+from refold.fields import Binary, Distribution, Field, Numeric
+from refold.fields.base import scalar
 from refold.fields.category import Classes
 from refold.model import Model
 from refold.table import Column, Table, compute
@@ -45,7 +45,7 @@ def probabilities(
     """
     for column in columns:
         kind = schema.fields[schema.field_of(column)]
-        if not isinstance(kind, Classes) and kind_of(kind) != "distribution":
+        if not isinstance(kind, Classes | Distribution):
             raise InputError(
                 f"column '{column}' holds numbers, which have no probabilities; name columns of "
                 f"classes, or leave proba out"
@@ -107,7 +107,7 @@ def imputed(
             filled[name] = fill(column, _like_training(values[name], own, name), own)
         elif name in schema.aside and schema.aside[name].value is not None:
             constant = pa.scalar(schema.aside[name].value)
-            filled[name] = compute.coalesce(column, constant.cast(column.type))
+            filled[name] = compute.coalesce(column, constant.cast(scalar(column).type))
         marks[name + FLAG] = pa.chunked_array([gaps]) if gaps.ndim == 1 else gaps
     return {**filled, **marks} if flags else filled
 
@@ -193,7 +193,7 @@ def fill(column: Column, values: Column, own: Field | None) -> Column:
     """Return the column with ``values`` where it is missing, in its own type."""
     if isinstance(column, np.ndarray):
         gaps = missing(column)
-        if own is not None and kind_of(own) == "distribution":
+        if isinstance(own, Distribution):
             values = _shares_left(column, np.asarray(values), gaps)
         return np.where(gaps, as_dtype(np.asarray(values), column.dtype), column)
     return compute.coalesce(column, cast(values, column.type))
@@ -211,7 +211,7 @@ def _like_training(values: Column, own: Field, name: str) -> Column:
     """Round the values of a column of floats that held only whole numbers in training."""
     if (
         not isinstance(own, Numeric)
-        or not getattr(own, "whole", ())
+        or not own.whole
         or isinstance(values, np.ndarray)
     ):
         return values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from sklearn.exceptions import NotFittedError
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from refold.data.schema import Schema
 from refold.errors import InputError
-from refold.fields import Binary, Field, Image
+from refold.fields import Binary, Field, Image, Ordinal
 from refold.fields.category import Classes
 from refold.model import Model, fold
 from refold.types import Batch
@@ -34,6 +34,10 @@ class EncoderModule(nn.Module):
     - ``numeric`` ``[B, K]`` and ``vector`` ``[B, E]``: ``(value - mean) / std``
     - ``image`` ``[B, C, H, W]``: ``(value - low) / (high - low)``, channels first
     - ``binary`` ``[B, K]``: 0 or 1, the position of the level
+    - ``ordinal`` ``[B, K]``: the position of the level, from 0 for the first to 1 for the last
+    - ``count`` ``[B, K]``: ``log(1 + value)``
+    - ``bounded`` ``[B, K]``: ``(value - low) / (high - low)``
+    - ``distribution`` ``[B, K]``: the shares
     - ``categorical`` ``[B, K]`` of int64: the position of the level
 
     Missing is NaN, -1 for a categorical one. The numbers are in :attr:`scales` by field, and
@@ -60,8 +64,7 @@ class EncoderModule(nn.Module):
 
     def _keep_range(self, i: int, field: Field) -> None:
         """Keep what stands for a missing value, and the range transform keeps inputs in."""
-        fill = field.fill if isinstance(field, Image) else 0.0
-        fill = field.mean if isinstance(field, Binary) else fill
+        fill = field.mean if isinstance(field, Binary | Ordinal) else getattr(field, "fill", 0.0)
         self.register_buffer(f"fill{i}", torch.tensor(fill))
         if field.bounds is not None:
             low, high = (torch.tensor(b).view(field.shape) for b in field.bounds)

@@ -11,24 +11,31 @@
 from refold.report.figures.code import activity, codes, correlation, histograms
 from refold.report.figures.decoder import dictionary, traversals, units
 from refold.report.figures.figure import Figure, Panel
+from refold.report.figures.missing import missing
 from refold.report.figures.points import scatter
 from refold.report.figures.restoring import restoration
 from refold.report.figures.rows import pairs
-from refold.report.figures.training import losses, prefixes
+from refold.report.figures.targets import confusion, parity, shares
+from refold.report.figures.training import losses, prefixes, weights
 
 __all__ = [
     "Figure",
     "Panel",
     "activity",
     "codes",
+    "confusion",
     "correlation",
     "dictionary",
     "histograms",
     "losses",
+    "missing",
     "pairs",
+    "parity",
     "prefixes",
     "restoration",
     "scatter",
+    "shares",
     "traversals",
     "units",
+    "weights",
 ]

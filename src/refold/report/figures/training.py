@@ -12,9 +12,10 @@ from refold.report.figures.figure import Figure, Panel
 from refold.report.text import number, shortened
 from refold.training.fit import Row
 
-TRAIN, HELD, NORM = "train_", "valid_", "grad_"
+TRAIN, HELD, NORM, WEIGHT = "train_", "valid_", "grad_", "weight_"
+STILL = 1e-6  # share by which a weight that stays may seem to move
 BOX, BOTTOM, SIZE = (52.0, 8.0, 392.0, 168.0), 168.0, (400.0, 190.0)
-LAYERS = 8  # curves of gradient norms that colours tell apart
+LAYERS = 8  # curves of gradient norms, or of weights, that colours tell apart
 
 
 def losses(ae: Autoencoder) -> Figure:
@@ -61,10 +62,15 @@ def terms_of(history: Sequence[Row]) -> list[str]:
 
 
 def best_row(history: Sequence[Row]) -> int:
-    """Position of the evaluation whose weights were kept: the best of the last phase."""
+    """Position of the evaluation whose weights were kept: the best of the last phase.
+
+    It is chosen by the held-out loss, or by the objective where weights of the outputs move.
+    """
     last = history[-1].get("phase", 0.0)
     held = [
-        r.get(f"{HELD}loss", float("inf")) if r.get("phase", 0.0) == last else float("inf")
+        r.get("objective", r.get(f"{HELD}loss", float("inf")))
+        if r.get("phase", 0.0) == last
+        else float("inf")
         for r in history
     ]
     return held.index(min(held))
@@ -127,6 +133,46 @@ def health_of(ae: Autoencoder) -> Figure:
         caption = "Units that were zero in every row,"
         panels.append(Panel(draw.line_chart(chart, BOTTOM), *SIZE, caption, final))
     return Figure("Health of training", tuple(panels), "", tuple(keys), tile=19, columns=2)
+
+
+def weights(ae: Autoencoder) -> Figure:
+    """Draw how much each output counts in training, where that moves.
+
+    Raises :class:`InputError` for a model whose weights stay as they start.
+    """
+    if not hasattr(ae, "history_"):
+        raise InputError("the model is not fitted, so there is nothing to draw; call fit first")
+    found = weights_of(ae)
+    if not found.panels:
+        raise InputError(
+            "the weights of this model's outputs do not move; fit with several outputs and "
+            "weights='uncertainty' or 'gradnorm'"
+        )
+    return found
+
+
+def weights_of(ae: Autoencoder) -> Figure:
+    """Draw moving weights as multiples of those at the start; where none moves, no panels."""
+    history, title = ae.history_, "Weights of the outputs"
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for name in dict.fromkeys(k for r in history for k in r if k.startswith(WEIGHT)):
+        seen = [(r["step"], r[name]) for r in history if name in r]
+        start = seen[0][1]
+        if start > 0:
+            found[name.removeprefix(WEIGHT)] = [s for s, _ in seen], [w / start for _, w in seen]
+    if not any(abs(w - 1) > STILL for _, ws in found.values() for w in ws):
+        return Figure(title, ())
+    far = sorted(found, key=lambda k: -max(max(w, 1 / w) for w in found[k][1] if w > 0))
+    shown = [k for k in found if k in far[:LAYERS]]
+    curves = [(f"s{i}", *found[k]) for i, k in enumerate(shown)]
+    chart = line_chart("weights", curves, box=BOX, log=True, phases=phase_starts(ae))
+    note = "log scale, by step" if chart.y.log else "by step"
+    marks = draw.line_chart(chart, BOTTOM)
+    panel = Panel(marks, *SIZE, "Weight, as a multiple of the one at the start,", note)
+    few = f" The {LAYERS} of {len(found)} that moved most." if len(found) > LAYERS else ""
+    words = f"How much each output counts in training; the rule moves it as training goes.{few}"
+    keys = tuple((f"line s{i}", shortened(k)) for i, k in enumerate(shown))
+    return Figure(title, (panel,), words, keys, tile=19, columns=1)
 
 
 def _spaced(layers: list[str]) -> list[str]:
