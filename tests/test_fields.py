@@ -529,3 +529,22 @@ def test_every_kind_has_a_sensible_share_of_the_objective():
         weights = balance(heads, schema.fields, rows, mode)
         for name, given in weights.items():
             assert all(np.isfinite(w) and 0.05 < w <= 20.001 for w in given), name
+
+
+def test_blocks_of_zeros_and_ones_are_coins():
+    r = np.random.default_rng(0)
+    x = r.normal(size=(300, 6))
+    facts = x[:, :3] > 0
+    for given, options in ((facts, {}), (facts.astype(int), {"facts": Vector(3, scale="unit")})):
+        rows = {"x": x, "facts": given}
+        ae = refold.Autoencoder(4, fields={"facts": "target"} | options, epochs=30).fit(rows)
+        assert ae.spec_.likelihoods["facts"].name == "bernoulli"
+        answer = ae.predict({"x": x}, "facts")["facts"]
+        assert answer.dtype == given.dtype
+        assert (answer == given).mean() > 0.9
+        again = refold.Autoencoder(2, epochs=1).fit({"facts": given, "x": x})
+        assert np.isfinite(again.score_samples(rows)).all()
+    with pytest.raises(InputError, match="scale='unit', but holds values from"):
+        refold.Autoencoder(2, fields={"x": Vector(scale="unit")}).fit({"x": x})
+    with pytest.raises(InputError, match="add scale='unit'"):
+        refold.Autoencoder(2, fields={"x": "vector(likelihood='bernoulli')"}).fit({"x": x})

@@ -412,7 +412,7 @@ def test_a_label_is_predicted_from_the_rest_alone(pair):
 
 
 def test_with_nothing_known_the_prior_answers(pair):
-    ae, data = pair
+    ae, _ = pair
     nothing = {"x": np.full((4, 3), np.nan), "label": np.array([None] * 4, dtype=object)}
     np.testing.assert_allclose(ae.transform(nothing), 0, atol=1e-6)
     plain = ae.reconstruct(nothing)

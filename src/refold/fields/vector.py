@@ -16,7 +16,7 @@ from refold.fields.base import Encoded, Field, learnt, register
 from refold.fields.numeric import Scale, far_out, refuse_infinite, standardise, tensors
 from refold.table import Column
 
-SCALES = ("auto", "standard", "pooled", "centred")
+SCALES = ("auto", "standard", "pooled", "centred", "unit")
 
 
 @final
@@ -28,10 +28,14 @@ class Vector(Field):
     ``scale="standard"`` divides each entry by its own standard deviation, ``"pooled"`` all
     entries by one, so that entries of one unit (pixels, spectra) keep their relative size.
     ``"centred"`` takes the mean away and leaves the unit as it is.
-    ``"auto"`` pools where most entries share the same smallest and largest value, as pixels do.
+    ``"unit"`` is for entries in [0, 1], which stay as they are and are scored as probabilities
+    (``bernoulli``) unless ``likelihood`` says otherwise.
+    ``"auto"`` is ``"unit"`` for booleans, and pools where most entries share the same smallest and
+    largest value, as pixels do.
     ``size``, where given, is the ``d`` that is expected.
 
-    Raises :class:`InputError` for rows of another size, and for an unknown ``scale``.
+    Raises :class:`InputError` for rows of another size, for an unknown ``scale``, and for entries
+    outside [0, 1] where that is the unit.
 
     >>> str(Vector(100, scale="pooled"))
     "vector(size=100, scale='pooled')"
@@ -39,7 +43,9 @@ class Vector(Field):
 
     block: ClassVar[bool] = True
     native: ClassVar[str] = "mse"
-    allowed: ClassVar[tuple[str, ...]] = ("mse", "l1", "huber", "gaussian", "laplace", "student")
+    allowed: ClassVar[tuple[str, ...]] = (
+        "mse", "l1", "huber", "gaussian", "laplace", "student", "bernoulli",
+    )  # fmt: skip
     size: int | None = field(default=None, kw_only=False)
     scale: str = "auto"
     mean: tuple[float, ...] = learnt(())
@@ -58,6 +64,13 @@ class Vector(Field):
         values = given.astype(np.float64).reshape(len(given), -1)
         check_size(self.columns[0], values.shape[1], self.size)
         refuse_infinite(values, tuple(f"{self.columns[0]}{i}" for i in range(values.shape[1])))
+        if self.scale == "unit" or (self.scale == "auto" and given.dtype.kind == "b"):
+            return self._unit(values, str(given.dtype))
+        if (self.likelihood or "").startswith("bernoulli"):
+            raise InputError(
+                f"field '{self.columns[0]}' is to be scored as probabilities (bernoulli), which are "
+                f"in [0, 1] as they are given; add scale='unit'"
+            )
         pooled = self.scale == "pooled" or (self.scale == "auto" and same_unit(values))
         scale = Scale.of(values, pooled)
         scale = scale.unit() if self.scale == "centred" else scale
@@ -69,6 +82,26 @@ class Vector(Field):
             high=tuple(scale.high.tolist()),
             missing=bool(np.isnan(values).any()),
             dtype=str(given.dtype),
+        )
+
+    def _unit(self, values: NDArray[np.float64], dtype: str) -> Self:
+        """Leave entries in [0, 1] as they are; a missing one is 0."""
+        low, high = np.nanmin(values), np.nanmax(values)
+        if low < 0 or high > 1:
+            raise InputError(
+                f"field '{self.columns[0]}' was declared with scale='unit', but holds values from "
+                f"{low:g} to {high:g}; give values in [0, 1], or use scale='standard'"
+            )
+        width = values.shape[1]
+        return replace(
+            self,
+            likelihood=self.likelihood or "bernoulli",
+            mean=(0.0,) * width,
+            std=(1.0,) * width,
+            low=(0.0,) * width,
+            high=(1.0,) * width,
+            missing=bool(np.isnan(values).any()),
+            dtype=dtype,
         )
 
     def to_tensor(self, columns: Mapping[str, Column]) -> Encoded:

@@ -13,7 +13,7 @@ from refold.fields import Field, Image
 from refold.fields.base import kind_of, scalar
 from refold.fields.category import Classes
 from refold.recipe import RECIPES, recipes
-from refold.report.evidence import Data, Evidence, role
+from refold.report.evidence import Evidence, role
 from refold.report.text import cell, number, percent, shortened
 from refold.uses.inspect import Fidelity, fidelity
 

@@ -14,10 +14,19 @@ import numpy as np
 from refold.data.sinks import atomic_path
 from refold.errors import missing_extra
 from refold.estimator import Autoencoder
-from refold.report import explorer, overview, rows
+from refold.report import explorer, gaps, overview, rows
 from refold.report.charts import LineChart
 from refold.report.evidence import ALPHA, MOST, Evidence
-from refold.report.figures import code, decoder, draw, points, restoring, training
+from refold.report.figures import (
+    code,
+    decoder,
+    draw,
+    lacking,
+    points,
+    restoring,
+    targets,
+    training,
+)
 from refold.report.figures.figure import Figure, Panel, read
 from refold.report.text import LONGEST, number, percent, script_json, shortened
 from refold.uses import inspect
@@ -28,6 +37,7 @@ WORST = 12  # worst-reconstructed rows
 WIDE = 12  # units from which profiles of all are worth a chart
 HERE = Path(__file__).parent
 CURVE_KEYS = Figure("", (), keys=(("line given", "as given"), ("line back", "as it comes back")))
+FILLED_KEYS = Figure("", (), keys=(("line given", "as given"), ("line back", "filled in")))
 
 
 def write(
@@ -111,6 +121,13 @@ def contents(evidence: Evidence) -> dict[str, Any]:
         "worst": worst,
         "cells_shown": rows.CELLS,
         "curve_keys": CURVE_KEYS.html(),
+        "filled": [] if data is None else gaps.filled_rows(evidence),
+        "filled_keys": FILLED_KEYS.html(),
+        "rebuilt": ae.model_.rebuilt,
+        "targets": ae.schema_.targets,
+        "only_given": any(f.given for f in ae.schema_.fields.values()),
+        "unfillable": _unfillable(evidence),
+        "unknown": _unknown(evidence),
         "alpha": ALPHA,
         "most": MOST,
         "remarks": code.remarks(evidence.codes),
@@ -128,15 +145,21 @@ def drawn_of(evidence: Evidence) -> list[tuple[str, Figure]]:
     alone = not ae.model_.skipping and len(evidence.codes) > 0
     several = len(evidence.codes) > 1
     restorable = restoring.restorable(evidence)
+    given = evidence.data is not None
     return [
         ("training", training.losses_of(ae)),
+        ("weights", training.weights_of(ae)),
         ("health", training.health_of(ae)),
+        ("confusion", targets.confusion_of(evidence) if given else nothing),
+        ("parity", targets.parity_of(evidence) if given else nothing),
+        ("shares", targets.shares_of(evidence) if given else nothing),
+        ("missing", lacking.missing_of(evidence) if given else nothing),
         ("prefixes", training.prefixes(ae) if ae.quality_.curve else nothing),
         ("deep", _deep(evidence) if size > 2 and len(evidence.codes) > 3 else nothing),
         ("profiles", code.profiles_of(evidence) if size > WIDE else nothing),
         ("histograms", code.histograms_of(evidence)),
         ("activity", code.activity_of(evidence)),
-        ("codes", code.codes_of(evidence) if evidence.data is not None else nothing),
+        ("codes", code.codes_of(evidence) if given else nothing),
         ("correlation", code.correlation_of(evidence) if several and size > 1 else nothing),
         ("dictionary", nothing if found is None else decoder.dictionary_of(evidence)),
         ("units", decoder.units_of(evidence) if alone and not _whole(found) else nothing),
@@ -166,7 +189,9 @@ class History:
     @classmethod
     def of(cls, ae: Autoencoder) -> History:
         """Lay out a model's history."""
-        names = tuple(sorted(dict.fromkeys(k for row in ae.history_ for k in row), key=_place))
+        known = dict.fromkeys(k for row in ae.history_ for k in row)
+        drawn = (k for k in known if not k.startswith(training.WEIGHT))  # where they move at all
+        names = tuple(sorted(drawn, key=_place))
         table = tuple(tuple(number(row.get(k)) for k in names) for row in ae.history_)
         return cls(names, table, training.best_row(ae.history_) if ae.history_ else 0)
 
@@ -176,6 +201,28 @@ def _place(name: str) -> int:
     starts = (training.TRAIN, training.HELD, training.NORM)
     found = [i + 1 for i, start in enumerate(starts) if name.startswith(start)]
     return found[0] if found else 4 * (name == "seconds")
+
+
+def _unknown(evidence: Evidence) -> list[str]:
+    """Targets of which the rows at hand hold no value."""
+    data, schema = evidence.data, evidence.ae.schema_
+    if data is None:
+        return []
+    columns = {
+        c: bool(data.seen(k)[:, 0 if f.block else j].any())
+        for k, f in schema.fields.items()
+        if f.target
+        for j, c in enumerate(f.columns)
+    }
+    return [c for c in schema.targets if not columns[c]]
+
+
+def _unfillable(evidence: Evidence) -> list[str]:
+    """Columns with gaps that stay: those only given, which no output predicts."""
+    if evidence.data is None:
+        return []
+    found = gaps.gaps_of(evidence).columns
+    return [c.name for c in found if c.share > 0 and c.role == "given"]
 
 
 def _curve(chart: LineChart) -> str:

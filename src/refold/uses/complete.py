@@ -209,11 +209,7 @@ def _shares_left(column: Any, values: Any, gaps: Any) -> Any:
 
 def _like_training(values: Column, own: Field, name: str) -> Column:
     """Round the values of a column of floats that held only whole numbers in training."""
-    if (
-        not isinstance(own, Numeric)
-        or not own.whole
-        or isinstance(values, np.ndarray)
-    ):
+    if not isinstance(own, Numeric) or not own.whole or isinstance(values, np.ndarray):
         return values
     whole = own.whole[own.columns.index(name)] and pa.types.is_floating(values.type)
     return compute.round(values) if whole else values

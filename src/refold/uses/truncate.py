@@ -47,7 +47,8 @@ def _cut(whole: Mapping[str, Tensor], shapes: Mapping[str, Tensor]) -> dict[str,
 
 def truncated_quality(quality: Quality, size: int) -> Quality:
     """Read what the first ``size`` entries keep off the curve over all of them."""
-    assert quality.kept is not None and quality.squared_error is not None
+    assert quality.kept is not None
+    assert quality.squared_error is not None
     d, kept, pca = (np.array(column, dtype=float) for column in zip(*quality.curve, strict=True))
     now = float(np.interp(size, d, kept))
     lost = (1.0 - now) / max(1e-12, 1.0 - quality.kept)

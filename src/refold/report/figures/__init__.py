@@ -11,7 +11,7 @@
 from refold.report.figures.code import activity, codes, correlation, histograms
 from refold.report.figures.decoder import dictionary, traversals, units
 from refold.report.figures.figure import Figure, Panel
-from refold.report.figures.missing import missing
+from refold.report.figures.lacking import missing
 from refold.report.figures.points import scatter
 from refold.report.figures.restoring import restoration
 from refold.report.figures.rows import pairs
