@@ -39,7 +39,7 @@ EXAMPLES = {
     "columns": Columns(fraction=0.4, value=0.7),
     "downscale": Downscale(factor=3, mode="bicubic"),
     "gaussian": GaussianNoise(std=0.4, mean=0.1, clip=(-0.2, 0.9)),
-    "hide": Hide(rate=(0.2, 0.8), fields=0.3, whole=0.1),
+    "hide": Hide(rate=(0.2, 0.8), fields=0.3, whole=0.1, score="hidden"),
     "masking": Masking(fraction=0.4, value=-2.0, per="pixel"),
     "patches": Patches(size=3, fraction=0.4, value=0.2),
     "salt_and_pepper": SaltAndPepper(fraction=0.3, salt=0.2, low=-3.0, high=3.0, per="pixel"),

@@ -24,7 +24,7 @@ from refold.report import figures
 from refold.report.evidence import Evidence
 from refold.report.figures.code import correlated
 from refold.report.figures.points import projected, turned
-from refold.report.figures.training import health_of, phase_starts
+from refold.report.figures.training import best_row, health_of, phase_starts
 from refold.report.page import drawn_of, write
 from refold.training.start import design
 from refold.uses import inspect, traverse
@@ -410,7 +410,165 @@ def test_restoration_shows_clean_corrupted_and_restored():
     assert figure != figures.restoration(ae, IMAGES, seed=1)
 
 
+# --- targets and gaps ----------------------------------------------------------------------------
+
+
+def answers(n=220, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 4))
+    shares = np.exp(x @ rng.normal(size=(4, 3)))
+    return {
+        "x": x,
+        "side": np.where(x[:, 0] + 0.3 * rng.normal(size=n) > 0, "right", HOSTILE),
+        "grade": np.array(["low", "mid", "high"])[np.digitize(x[:, 1], [-0.5, 0.5])],
+        "price": 50 + 10 * x @ [3.0, 1.0, 0.0, 1.0] + rng.normal(size=n),
+        "visits": rng.poisson(np.exp(x[:, 2])),
+        "when": pd.Timestamp("2024-01-01") + pd.to_timedelta(np.round(x[:, 3] * 5000), "s"),
+        "spectrum": x @ rng.normal(size=(4, 6)),
+        "mix": shares / shares.sum(1, keepdims=True),
+    }
+
+
+@pytest.fixture(scope="module")
+def targets():
+    X = answers()
+    kinds = {
+        "side": "target", "grade": "ordinal(order=('low', 'mid', 'high'), target=True)",
+        "price": "target", "visits": "count(target=True)", "when": "target",
+        "spectrum": "vector(target=True)", "mix": "distribution(target=True)",
+    }  # fmt: skip
+    return refold.Autoencoder(4, fields=kinds, epochs=6).fit(X), X
+
+
+def words(panel):
+    return re.findall(r"<text[^>]*>([^<]+)</text>", panel.marks)
+
+
+def test_confusion_counts_what_predict_says(targets):
+    ae, X = targets
+    figure = figures.confusion(ae, X)
+    assert [p.caption for p in figure.panels] == ["side", "grade"]
+    answer = ae.predict(X)
+    panel = figure.panels[1]
+    levels = ["low", "mid", "high"]
+    counts = [[((X["grade"] == a) & (answer["grade"] == b)).sum() for b in levels] for a in levels]
+    shown = [w for w in words(panel)[5:] if w.isdigit()]
+    assert shown == [str(c) for line in counts for c in line if c]
+    assert f"{(X['grade'] == answer['grade']).mean():.1%}".removesuffix("%") in panel.note
+    opacity = [float(v) for v in re.findall(r'fill-opacity="([\d.]+)"', panel.marks)]
+    shares = [c / sum(line) for line in counts for c in line]
+    np.testing.assert_allclose(opacity, np.array(shares) * 0.55, atol=0.006)
+    kinds = re.findall(r'class="(plus|minus)"', panel.marks)
+    assert [k == "minus" for k in kinds] == np.eye(3, dtype=bool).ravel().tolist()
+    assert "may have been trained on" in figure.note
+    assert "alert(1)</script>" not in figure.svg()
+
+
+def test_rare_levels_share_a_line_and_new_ones_are_never_right():
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame({"a": rng.normal(size=400), "b": rng.normal(size=400)})
+    X["shop"] = [f"s{i}" for i in np.minimum(rng.geometric(0.2, 400), 20)]
+    ae = refold.Autoencoder(1, epochs=1, fields={"shop": "target"}).fit(X)
+    panel = figures.confusion(ae, X).panels[0]
+    levels = X["shop"].nunique()
+    assert f"others ({levels - 11})" in words(panel)
+    assert panel.marks.count("fill-opacity") == 144
+    few = X.assign(shop=np.where(X["a"] > 0, "s1", "s2"))
+    ae = refold.Autoencoder(1, epochs=1, fields={"shop": "target"}).fit(few)
+    new = few.assign(shop=["s1"] * 300 + ["new"] * 100)
+    panel = figures.confusion(ae, new).panels[0]
+    assert "never seen" in words(panel)
+    right = (ae.predict(new)["shop"] == new["shop"]).mean()
+    assert panel.note.startswith(f"{100 * right:.1f}".removesuffix(".0"))
+
+
+def test_parity_is_of_what_predict_says(targets):
+    ae, X = targets
+    figure = figures.parity(ae, X)
+    assert {p.caption for p in figure.panels} == {"price", "visits", "when", "spectrum"}
+    panels, answer = {p.caption: p for p in figure.panels}, ae.predict(X)
+
+    def explained(true, found):
+        return 1 - ((true - found) ** 2).sum() / ((true - true.mean(0)) ** 2).sum()
+
+    for name, change in (("price", float), ("visits", np.log1p)):
+        true, found = (np.vectorize(change)(v[name]).astype(float) for v in (X, answer))
+        assert panels[name].note.startswith(f"R² {explained(true, found):.3g}".replace("-", "−"))
+    assert panels["visits"].note.endswith("on a log scale")
+    assert panels["price"].marks.count("h0") == 220
+    assert panels["spectrum"].marks.count("h0") == 220 * 6
+    ticks = [float(w) for w in words(panels["price"]) if w.replace(".", "").isdigit()]
+    assert len(set(ticks)) > 2
+    assert min(X["price"]) <= min(ticks) <= max(ticks) <= max(X["price"])
+    assert {"0", "1", "2", "5"} <= set(words(panels["visits"]))
+    assert any(w.startswith("2024-01-0") for w in words(panels["when"]))
+    xy = re.search(r'class="point s0 small" d="M([\d.]+) ([\d.]+)h0', panels["price"].marks)
+    tick = r'<text x="([\d.]+)" y="289" text-anchor="middle">([^<]+)<'
+    ends = re.findall(tick, panels["price"].marks)
+    (at, a), (to, b) = ([float(v) for v in end] for end in (ends[0], ends[-1]))
+    value = a + (float(xy[1]) - at) / (to - at) * (b - a)
+    assert value == pytest.approx(X["price"][0], abs=1)
+
+
+def test_shares_are_means_and_their_divergence_is_kullback_and_leiblers(targets):
+    ae, X = targets
+    (panel,) = figures.shares(ae, X).panels
+    true, found = X["mix"], ae.predict(X)["mix"]
+    means = [w for w in words(panel) if w.endswith("%")]
+    expected = [v for pair in zip(true.mean(0), found.mean(0), strict=True) for v in pair]
+    assert means == [f"{100 * v:.1f}".removesuffix(".0") + "%" for v in expected]
+    divergence = (true * np.log(true / found)).sum(1).mean()
+    assert panel.note.startswith(f"divergence {divergence:.3g}")
+
+
+def test_targets_that_are_not_there_are_not_drawn(targets, pca, vectors):
+    ae, X = targets
+    for draw in (figures.confusion, figures.parity, figures.shares):
+        with pytest.raises(InputError, match="to predict here"):
+            draw(ae, {"x": X["x"]})
+        with pytest.raises(InputError, match="to predict here"):
+            draw(pca, vectors)
+    some = {k: v for k, v in X.items() if k in ("x", "side")}
+    assert [p.caption for p in figures.confusion(ae, some).panels] == ["side"]
+
+
+def test_the_page_shows_predictions(targets, tmp_path):
+    ae, X = targets
+    page = write(ae, tmp_path / "r.html", X).read_text(encoding="utf-8")
+    for draw in (figures.confusion, figures.parity, figures.shares, figures.pairs):
+        assert draw(ae, X).panels
+    assert figures.confusion(ae, X).html() in page
+    assert figures.parity(ae, X).html() in page
+    assert figures.shares(ae, X).html() in page
+
+
+def test_missing_shares_by_column(table_model, table, pca, vectors):
+    (panel,) = figures.missing(table_model, table).panels
+    share = table["größe 名"].isna().mean()
+    assert words(panel) == ["größe 名", f"{100 * share:.1f}".removesuffix(".0") + "%"]
+    gone = table.drop(columns="height")
+    assert words(figures.missing(table_model, gone).panels[0])[:2] == ["height", "100%"]
+    with pytest.raises(InputError, match="no value is missing"):
+        figures.missing(pca, vectors)
+
+
 # --- training ------------------------------------------------------------------------------------
+
+
+def test_weights_are_drawn_where_they_move(tmp_path):
+    X = answers()
+    X = {k: X[k] for k in ("x", "side", "price")}
+    still = refold.Autoencoder(2, epochs=4, fields={"side": "target"}).fit(X)
+    with pytest.raises(InputError, match="do not move"):
+        figures.weights(still)
+    ae = refold.Autoencoder(
+        2, epochs=12, weights="uncertainty", fields={"side": "target", "price": "target"}
+    ).fit(X)
+    figure = figures.weights(ae)
+    assert [name for _, name in figure.keys] == list(ae.model_.outputs)
+    assert figure.html() in write(ae, tmp_path / "r.html", X).read_text(encoding="utf-8")
+    assert not any("weight" in p.caption for p in figures.losses(ae).panels)
+    assert best_row(ae.history_) == int(np.argmin([r["objective"] for r in ae.history_]))
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from refold.errors import InputError, MissingExtraError
 from refold.report import write
 from refold.report.charts import Axis, histogram, round_values
 from refold.report.text import script_json
-from refold.uses.inspect import Activity, dictionary, differing, examine, fidelity
+from refold.uses.inspect import Activity, dictionary, differing, entry_labels, examine, fidelity
 
 pytest.importorskip("jinja2")
 
@@ -185,7 +185,12 @@ def test_missing_extra_says_how_to_install_it(vector_model, tmp_path, monkeypatc
 
 def test_embedded_numbers_are_the_model_s(table_model, frame, tmp_path):
     page = report(table_model, tmp_path, frame)
-    assert page.data["history"] == table_model.history_
+    plain = [
+        {k: v for k, v in row.items() if not k.startswith("weight_")}
+        for row in table_model.history_
+    ]
+    assert page.data["history"] == plain
+    assert "weight_" not in page.section("training")
     latent = page.data["latent"]
     assert latent["rows"] == list(range(len(frame)))
     colours = {c["name"]: c for c in latent["colours"]}
@@ -393,6 +398,189 @@ def test_activity():
     found = Activity.of(codes)
     assert found.share.tolist() == [0, 1, 0.5]
     assert found.std.tolist() == [0, 0, 1]
+
+
+# --- roles and kinds -----------------------------------------------------------------------------
+
+
+def mixed(n=160, seed=0):
+    """Rows of every kind of column, half of which depend on the first numbers."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 4))
+    shares = np.exp(x @ rng.normal(size=(4, 3)))
+    return {
+        "x": x,
+        "side": np.where(x[:, 0] > 0, "right", "left"),
+        "size": np.array(["s", "m", "l"])[np.digitize(x[:, 1], [-0.5, 0.5])],
+        "price": x @ [3.0, 1.0, 0.0, 1.0],
+        "visits": rng.poisson(np.exp(x[:, 2])),
+        "part": 1 / (1 + np.exp(-x[:, 3])),
+        "mix": shares / shares.sum(1, keepdims=True),
+        "image": (x[:, :1, None] > np.linspace(-1, 1, 20).reshape(4, 5)) * 1.0,
+    }
+
+
+KINDS = {
+    "size": "ordinal(order=('s', 'm', 'l'))", "visits": "count", "part": "bounded(low=0, high=1)",
+    "mix": "distribution",
+}  # fmt: skip
+
+
+def roles(role, *names):
+    kinds = dict(KINDS)
+    for name in names:
+        kind = KINDS.get(name)
+        if name in ("x", "image"):
+            kind = {"x": "vector", "image": "image"}[name]
+        option = f"{role}=True)"
+        end = f"{kind[:-1]}, {option}" if kind and kind.endswith(")") else f"{kind}({option}"
+        kinds[name] = role if kind is None else end
+    return kinds
+
+
+MIXES = {
+    "all rebuilt": ({}, KINDS),
+    "targets": ({}, roles("target", "side", "price", "mix")),
+    "every kind a target": (
+        {}, roles("target", "side", "size", "price", "visits", "part", "mix", "image")
+    ),
+    "given": ({}, roles("given", "x", "size", "price", "mix", "image")),
+    "gated": ({"fusion": "gated"}, roles("target", "side", "visits")),
+    "experts": ({"fusion": "poe", "recipe": "vae"}, roles("target", "size", "part")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_the_page_of_every_mix_of_roles_and_kinds(mix, tmp_path):
+    options, fields = MIXES[mix]
+    X = mixed()
+    ae = refold.Autoencoder(3, epochs=1, fields=fields, **options).fit(X)
+    page = report(ae, tmp_path, X)
+    assert page.misnested == []
+    assert page.open == []
+    assert "nan" not in page.text.split('id="report-data"')[0].split("<body>")[1].lower().split()
+    targets = ae.schema_.targets
+    assert ('id="predictions"' in page.text) == bool(set(targets) - {"image"})
+    assert 'id="missing"' not in page.text
+    assert report(ae, tmp_path).misnested == []
+    known = {k: v for k, v in X.items() if k not in targets}
+    if targets:
+        absent = report(ae, tmp_path, known)
+        assert 'id="predictions"' not in absent.text
+        assert "not in the data" in absent.section("data")
+        assert "look more usual" in absent.section("worst")
+    gone = {k: np.full(v.shape, np.nan) if v.dtype.kind == "f" else v for k, v in X.items()}
+    page = report(ae, tmp_path, gone)
+    assert page.misnested == []
+    assert 'id="missing"' in page.text
+
+
+def test_a_page_without_anything_rebuilt(tmp_path):
+    X = mixed()
+    names = [k for k in X if k != "side"]
+    ae = refold.Autoencoder(3, epochs=2, fields={**roles("given", *names), "side": "target"}).fit(X)
+    assert ae.quality_.kept is None
+    page = report(ae, tmp_path, X)
+    assert "Rows beside predictions" in page.section("rows")
+    assert "Kept by PCA" not in " ".join(page.words)
+    assert "side, predicted" in " ".join(page.words)
+
+
+def test_given_columns_stand_as_they_are_and_targets_as_seen_and_predicted(tmp_path):
+    X = {k: v for k, v in mixed().items() if k in ("price", "side", "visits")}
+    ae = refold.Autoencoder(
+        2, epochs=2, fields={"price": "given", "side": "target", "visits": "count"}
+    ).fit(X)
+    page = report(ae, tmp_path, X)
+    cells = {a["data-name"] for a in page.all("td", "cell")}
+    assert cells == {"price · given", "side · target", "visits"}
+    shown = re.findall(
+        r'data-name="side · target">\s*<span class="given"[^>]*>(\w+)<.*?</span> (\w+)</span>',
+        page.text, re.DOTALL,
+    )  # fmt: skip
+    answer = ae.predict(X)["side"]
+    rows = page.headings
+    assert shown == [(str(X["side"][r]), str(answer[r])) for r in rows]
+    given = re.findall(
+        r'data-name="price · given">\s*<span class="given" title="([^"]+)">[^<]*</span>\s*</td>',
+        page.text,
+    )
+    assert given == [refold.report.text.number(X["price"][r]) for r in rows]
+    assert "binary · target" in page.section("data")
+    assert "numeric · given" in page.section("data")
+
+
+def test_an_unknown_target_is_not_called_missing(tmp_path):
+    X = mixed()
+    ae = refold.Autoencoder(2, epochs=1, fields=roles("target", "side")).fit(X)
+    page = report(ae, tmp_path, {k: v for k, v in X.items() if k != "side"})
+    assert "unknown" in page.section("rows")
+    assert 'id="missing"' not in page.text
+
+
+def test_missing_values_are_counted_and_filled_as_impute_does(tmp_path):
+    X = {k: v for k, v in mixed().items() if k in ("price", "side", "part")}
+    X["price"] = X["price"].copy()
+    X["price"][:40] = np.nan
+    ae = refold.Autoencoder(2, epochs=2, fields={"part": "given"}).fit(X)
+    page = report(ae, tmp_path, X)
+    text = page.section("missing")
+    assert "1 of 3 columns has missing values" in text
+    assert "25%" in text
+    full = ae.impute(X)["price"]
+    filled = re.findall(
+        r'Row (\d+)</span>[^<]*<span class="soft">1 of 3 filled.*?class="gap filled" '
+        r'data-name="price">\s*<span title="([^"]+)">',
+        page.text, re.DOTALL,
+    )  # fmt: skip
+    assert len(filled) == 6
+    assert all(refold.report.text.number(full[int(row)]) == value for row, value in filled)
+    X["part"] = X["part"].copy()
+    X["part"][0] = np.nan
+    assert "cannot fill gaps in part" in report(ae, tmp_path, X).section("missing")
+    X["side"] = [None] * len(X["side"])
+    assert "100%" in report(ae, tmp_path, X).section("missing")
+
+
+def test_new_kinds_are_judged_as_what_they_are():
+    X = mixed()
+    ae = refold.Autoencoder(4, epochs=2, fields=KINDS).fit(X)
+    schema = ae.schema_
+    batch, _ = schema.encode(refold.data.sources.read(X))
+    points = examine(ae.model_, batch, schema).points
+    kept, differs, back = (
+        fidelity(schema, batch, points), differing(schema, batch, points), ae.reconstruct(X)
+    )  # fmt: skip
+    assert kept["size"][0].kept == pytest.approx((back["size"] == X["size"]).mean())
+    commonest = np.unique(X["size"], return_counts=True)[1].max() / len(X["size"])
+    assert kept["size"][0].guess == pytest.approx(commonest)
+    np.testing.assert_array_equal(differs["size"][:, 0], back["size"] != X["size"])
+    np.testing.assert_array_equal(differs["mix"], np.abs(back["mix"] - X["mix"]) > 0.25)
+    np.testing.assert_array_equal(differs["part"][:, 0], np.abs(back["part"] - X["part"]) > 0.25)
+    assert len(kept["mix"]) == 3
+    shares = X["mix"][:, 1]
+    expected = 1 - ((shares - back["mix"][:, 1]) ** 2).sum() / ((shares - shares.mean()) ** 2).sum()
+    assert kept["mix"][1].kept == pytest.approx(expected, abs=1e-4)
+    assert kept["visits"][0].guess == 0
+    assert entry_labels(schema.fields["size"]) == ("size = s", "size = m", "size = l")
+    assert entry_labels(schema.fields["mix"]) == ("mix0", "mix1", "mix2")
+    found = dictionary(ae.model_, schema)
+    assert found is not None
+    assert all(len(found.labels[k]) == len(found.atoms[k]) for k in found.labels)
+    assert found.labels["size"] == ("size",)
+
+
+def test_a_target_that_is_constant_in_held_out_rows_is_left_out(tmp_path):
+    rng = np.random.default_rng(0)
+    X = {"x": rng.normal(size=(60, 3)), "rare": np.zeros(60)}
+    X["rare"][0] = 1.0
+    for seed in range(3):
+        ae = refold.Autoencoder(
+            2, epochs=0, seed=seed, fields={"rare": "numeric(target=True)"}
+        ).fit(X)
+        assert all(kept == kept for _, kept, _ in ae.quality_.predicted)
+        assert "nan" not in ae.quality_.sentence(2)
+        assert report(ae, tmp_path, X).misnested == []
 
 
 # --- charts --------------------------------------------------------------------------------------

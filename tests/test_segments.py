@@ -31,10 +31,19 @@ CASES = {
 }
 
 
-@pytest.fixture(params=[32, 0, 1000], ids=["narrow and wide", "all wide", "all in groups"])
+WAYS = {
+    "narrow and wide": (32, 0),
+    "all wide": (0, 0),
+    "all in groups": (1000, 0),  # as on devices other than a processor
+    "no blocks": (32, 10_000),
+}
+
+
+@pytest.fixture(params=WAYS.values(), ids=WAYS)
 def narrow(request, monkeypatch):
-    """Every way to choose the blocks; the last is that of devices other than a processor."""
-    monkeypatch.setattr(segments, "NARROW", request.param)
+    """Every way to choose the blocks, and to do without."""
+    for name, value in zip(("NARROW", "FEW"), request.param, strict=True):
+        monkeypatch.setattr(segments, name, value)
     layout_of.cache_clear()
     yield request.param
     layout_of.cache_clear()
@@ -176,7 +185,7 @@ def test_every_logit_has_one_place_in_the_blocks(sizes, narrow):
     blocks = list(layout.blocks(logits))
     assert torch.equal(layout.scaled(blocks, ones), logits)
     assert sum(group.count for group in layout.groups) + len(layout.wide) == len(sizes)
-    padded = sum(len(group.index) for group in layout.groups)
+    padded = len(layout.index)
     levels = len(layout.narrow)
     assert padded <= 2 * levels + segments.SPARE
 

@@ -23,6 +23,7 @@ from refold.training.fit import Run
 from refold.training.plan import Plan
 from refold.uses.anomaly import Calibration
 from refold.uses.inspect import Quality
+from refold.uses.local import Local
 from refold.version import VERSION
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def pack(ae: Autoencoder) -> Saved:
     }
     weights = {k: v.cpu() for k, v in ae.model_.state_dict().items()}
     config["turned"] = [k for k, v in weights.items() if v.ndim == 2 and not v.is_contiguous()]
-    calibration = ae.calibration_.tensors()
+    local = {} if ae.local_ is None else ae.local_.tensors()
+    calibration = {**ae.calibration_.tensors(), **local}
     return Saved(config, weights, ae.history_, calibration)
 
 
@@ -91,6 +93,7 @@ def unpack(saved: Saved, ae: Autoencoder) -> None:
         seconds=run["seconds"],
     )
     ae.calibration_ = Calibration.from_tensors(saved.calibration, config["held_out"])
+    ae.local_ = Local.from_tensors(saved.calibration)
     ae.recipe_ = config["recipe"]
     ae.reasons_, ae.notes_ = tuple(config["reasons"]), tuple(config["notes"])
     ae.n_rows_ = config["rows"]

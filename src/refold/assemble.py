@@ -85,10 +85,14 @@ def assemble(schema: Schema, rows: Batch, wishes: Wishes) -> Assembly:
     direct = None
     if fusion.name == "direct":
         direct = encoded_width(schema, heads, spines, corruption)
-    latent, size = decide_latent(wishes.latent, recipe, principal, entries, direct, reasons)
+    body = dict(recipe.body(len(rows)) if recipe.body is not None else {})
+    most = body["hidden"][0] if body else direct
+    latent, size = decide_latent(wishes.latent, recipe, principal, entries, most, reasons)
     if direct is None:
-        hidden = decide_hidden(wishes.hidden, recipe, len(principal.mean), reasons)
-        decided = {"hidden": hidden, "linear": recipe.linear and bool(hidden)}
+        hidden = wishes.hidden
+        if hidden is None:
+            hidden = body.get("hidden") or decide_hidden(recipe, len(principal.mean), reasons)
+        decided = {**body, "hidden": hidden, "linear": recipe.linear and bool(hidden)}
         known = fusions.options(fusion.name)
         own = {k: v for k, v in decided.items() if k in known}
         fusion = PartSpec(fusion.name, {**own, **fusion.options})
@@ -167,10 +171,10 @@ def decide_latent(
     recipe: Recipe,
     principal: Principal,
     entries: int,
-    direct: int | None,
+    most: int | None,
     reasons: list[str],
 ) -> tuple[PartSpec, int]:
-    """Return the latent and the size of the code; without a body ``direct`` says it."""
+    """Return the latent and the size of the code; where nothing is squeezed ``most`` says it."""
     if isinstance(wish, Latent):
         return latents.spec(wish), wish.size
     given = PartSpec.parse(wish if isinstance(wish, str) else recipe.latent)
@@ -183,9 +187,10 @@ def decide_latent(
                 f"the latent size is {size}; it must be a whole number from 1 to {LARGEST:,}"
             )
         return spec, int(size)
-    if direct is not None:
-        reasons.append(f"latent size {direct}: what the encoders give is the code")
-        return spec, direct
+    if most is not None:
+        why = "what the encoders give is the code" if recipe.body is None else "that of the layers"
+        reasons.append(f"latent size {most}: {why}")
+        return spec, most
     needed = choose_size(principal, entries)
     kept = float(principal.variance[:needed].sum() / max(principal.total, 1e-300))
     size = max(32, needed * recipe.expand) if recipe.expand > 1 else needed
@@ -195,10 +200,8 @@ def decide_latent(
     return spec, size
 
 
-def decide_hidden(wish: Hidden | None, recipe: Recipe, width: int, reasons: list[str]) -> Hidden:
+def decide_hidden(recipe: Recipe, width: int, reasons: list[str]) -> Hidden:
     """Return the body's stages: twice the data's width, a power of two in 64..512, then half."""
-    if wish is not None:
-        return wish
     if recipe.hidden is not None:
         return recipe.hidden
     first = min(512, max(64, 2 ** (2 * width - 1).bit_length()))

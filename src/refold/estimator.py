@@ -106,7 +106,8 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         Share of the rows held out to choose the best weights and to calibrate scores; below 20
         rows none are.
     precision : "auto", "float32" or "bfloat16"
-        Number format of training; "auto" is single precision.
+        Number format of training; "auto" is single precision, but for recipes that say otherwise
+        and machines that are fast at it.
     device : str
         ``"auto"`` takes an accelerator where there is one.
     seed : int
@@ -236,6 +237,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         self.model_, self.plan_, self.run_ = learnt.model, learnt.plan, learnt.run
         self.history_ = learnt.run.history
         self.quality_, self.calibration_ = learnt.quality, learnt.calibration
+        self.local_ = learnt.local
         self.reasons_, self.notes_ = learnt.reasons, learnt.notes
         self.n_rows_ = len(table)
         if self.run_.best.get("dead_units", 0) == self.spec_.size:
@@ -273,6 +275,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
             validation=self.validation,
             seed=self.seed,
             bfloat16=self.precision == "bfloat16",
+            float32=self.precision == "float32",
             plan={k: getattr(self, k) for k in PLANNED},
         )
 
@@ -390,7 +393,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
 
         def filled(draw: bool) -> Any:
             columns = complete.imputed(
-                self.model_, table, rows, self.schema_, draw=draw, flags=flags
+                self.model_, table, rows, self.schema_, self.local_, draw=draw, flags=flags
             )
             return table.container.rebuild(columns)
 
@@ -498,6 +501,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         with seeded(self.seed):
             smaller.model_ = truncated(self.model_, self.spec_, self.schema_, size)
         smaller.quality_ = truncated_quality(self.quality_, size)
+        smaller.local_ = None
         known = self.calibration_
         smaller.calibration_ = replace(
             known,

@@ -20,10 +20,12 @@ from refold.errors import InputError, unknown
 from refold.hints import fits
 from refold.model import Model
 from refold.parts import PartSpec
+from refold.recipe import get
 from refold.spec import ModelSpec
 from refold.table import Table
 from refold.training.balance import begin
 from refold.training.fit import Run, Watch, fit
+from refold.training.machine import fast_bfloat16
 from refold.training.plan import Plan
 from refold.training.pretrain import LAYERWISE, fit_layerwise, freeze, start_from
 from refold.training.start import (
@@ -36,9 +38,11 @@ from refold.training.start import (
 from refold.types import Batch
 from refold.uses.anomaly import Calibration
 from refold.uses.inspect import Quality, prefix_curve, quality
+from refold.uses.local import Local
 
 ORDERED = 64  # sizes of prefixes that are judged, spread over all where there are more
 SMALLEST = 20  # rows below which none are held out
+PLAIN = {"optimizer": "adamw", "min_delta": 1e-5}  # what the estimator says where the user does not
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class Course:
     """How to learn: what the user said of the model, of its start and of its training.
 
     ``start`` is a shallower model to take layers from, and its schema; ``tied`` may be
-    ``"pretrain"`` or the pairs to tie; ``plan`` holds the arguments of :meth:`Plan.choose`.
+    ``"pretrain"`` or the pairs to tie; ``bfloat16`` and ``float32`` are False where the user left
+    the precision open; ``plan`` holds the arguments of :meth:`Plan.choose`.
     """
 
     wishes: Wishes = field(default_factory=Wishes)
@@ -57,6 +62,7 @@ class Course:
     validation: float = 0.1
     seed: int = 0
     bfloat16: bool = False
+    float32: bool = False
     plan: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -72,6 +78,7 @@ class Learnt:
     run: Run
     quality: Quality
     calibration: Calibration
+    local: Local | None
     reasons: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -108,7 +115,12 @@ def learn(
     chosen = assemble(schema, train.targets, _wishes(course))
     loop = _loop(chosen, course)
     model = begun(chosen, schema, train.targets, course, device)
-    plan = Plan.choose(len(train_at), **course.plan)
+    usual = usual_training(chosen.recipe, len(train_at))
+    given = {k: v for k, v in course.plan.items() if v is not None and v != PLAIN.get(k)}
+    bfloat16 = course.bfloat16 or (
+        usual.pop("precision", "") == "bfloat16" and not course.float32 and fast_bfloat16(device)
+    )
+    plan = Plan.choose(len(train_at), **{**course.plan, **usual, **given})
     reasons = list(chosen.reasons)
     solved = _is_solved(chosen, model, every, course)
     if solved:
@@ -130,7 +142,7 @@ def learn(
         held_inputs=None if held is None else held.inputs,
         corruption=None if noise is None else corruptions.build(noise),
         seed=course.seed,
-        bfloat16=course.bfloat16,
+        bfloat16=bfloat16,
         balancer=balancer,
         watch=watch,
     )
@@ -142,6 +154,9 @@ def learn(
         curve = prefix_curve(model, judged, schema, chosen.principal, ORDERED)
         figures = replace(figures, curve=curve)
     calibration = Calibration.of(model, judged, schema, held is not None)
+    local = None
+    if get(chosen.recipe).local and held is not None:
+        local = Local.of(model, train.targets, judged, schema)
     if solved:
         # Held-out rows have served to judge; the closed form then takes them in as well.
         whole = targets.to(device)
@@ -156,9 +171,16 @@ def learn(
         run,
         figures,
         calibration,
+        local,
         tuple(reasons),
         (*table.notes, *notes),
     )
+
+
+def usual_training(recipe: str, rows: int) -> dict[str, Any]:
+    """Return how a recipe trains where the user does not say; empty where it is as usual."""
+    training = get(recipe).training
+    return {} if training is None else dict(training(rows))
 
 
 def split(n: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

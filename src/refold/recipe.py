@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from refold.errors import unknown
 
@@ -16,7 +17,10 @@ class Recipe:
     size, for codes that are wide because they are sparse; ``linear`` adds the path on which the
     principal components start; ``hidden=()`` makes the body linear. ``fusion`` names a body other
     than the dense one, ``pretrain`` how layers are trained before all of them are, and ``only`` the
-    kinds of field the recipe is for (none: all).
+    kinds of field the recipe is for (none: all). ``body`` gives options of the body by the number
+    of rows, the code then as wide as its last layer, and ``training`` arguments of the estimator
+    that the user left out. ``local`` has gaps filled with what rows nearby know besides the
+    network.
     """
 
     latent: str = "plain"
@@ -29,6 +33,9 @@ class Recipe:
     fusion: str = "concat"
     pretrain: str | None = None
     only: tuple[str, ...] = ()
+    body: Callable[[int], Mapping[str, Any]] | None = None
+    training: Callable[[int], Mapping[str, Any]] | None = None
+    local: bool = False
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {}
@@ -56,6 +63,7 @@ def recipes() -> dict[str, str]:
     return {name: (build.__doc__ or "").splitlines()[0] for name, build in RECIPES.items()}
 
 
+MANY = 2000  # rows from which layers may be wide without learning them by heart
 UNET = {"image": "conv(skips=True)"}
 
 
@@ -184,11 +192,43 @@ def vae() -> Recipe:
     )
 
 
+def unsqueezed(rows: int) -> Mapping[str, Any]:
+    """Residual layers of one width, by the number of rows they can learn from, and back in one."""
+    many = rows >= MANY
+    width, dropout = (512, 0.05) if many else (256, 0.1 if rows > 500 else 0.3)
+    return {
+        "hidden": (width, {"width": width, "repeat": 4 if many else 2, "residual": True}),
+        "mirror": (),
+        "activation": "silu",
+        "norm": "layer",
+        "dropout": dropout,
+    }
+
+
+def patient(rows: int) -> Mapping[str, Any]:
+    """Few large batches a pass and many passes, all of them taken."""
+    batch = 256 if rows >= MANY else 128 if rows > 500 else 64
+    return {
+        "batch_size": batch,
+        "epochs": -(-(3600 if rows >= MANY else 1200) // -(-rows // batch)),
+        "lr": 3e-3 if rows >= MANY else 2e-3,
+        "optimizer": "adamw(weight_decay=0.01)" if rows > 500 else "adamw(weight_decay=0.05)",
+        "patience": 1000,
+        "precision": "bfloat16" if rows >= MANY else "float32",
+    }
+
+
 @recipe
 def imputation() -> Recipe:
     """Learns to fill gaps: entries are hidden at random and rebuilt from the others.
 
-    Du et al., ReMasker: Imputing Tabular Data with Masked Autoencoding, 2023.
+    Du et al., ReMasker: Imputing Tabular Data with Masked Autoencoding, 2023 (arXiv:2309.13793),
+    for the training; Cressie, Statistics for Spatial Data, 1993, for what rows nearby add.
     """
-    spread = {"numeric": "gaussian", "vector": "gaussian", "image": "gaussian"}
-    return Recipe(corruption="hide(rate=(0.0, 0.5))", likelihoods=spread, linear=True)
+    return Recipe(
+        corruption="hide(rate=(0.0, 0.5), score=hidden)",
+        likelihoods=dict.fromkeys(("numeric", "vector", "image"), "gaussian"),
+        body=unsqueezed,
+        training=patient,
+        local=True,
+    )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 WIDE_RANK = 128  # components of wider rows than that, where no number is asked for
 EXACT_WIDTH = 4096  # above this many entries the covariance itself is too large to decompose
+MOST = 50_000_000  # numbers that are held in double precision, or made of classes, at a time
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ def principal_components(x: Tensor, k: int | None = None, chunk: int = 8192) -> 
     .. math:: \Sigma = \tfrac1n \sum_i (x_i - \mu)(x_i - \mu)^\top = V \Lambda V^\top
 
     Above 4,096 entries a randomised range finder (Halko, Martinsson & Tropp 2011, four power
-    iterations) replaces the exact decomposition, on at most 20,000 rows.
+    iterations) replaces the exact decomposition, on rows spread over all: at most 20,000, and at
+    most 50 million numbers.
 
     >>> x = torch.tensor([[-2.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
     >>> principal_components(x, 1).variance
@@ -48,7 +50,7 @@ def principal_components(x: Tensor, k: int | None = None, chunk: int = 8192) -> 
     k = min(k, n, width)
     mean = x.mean(0, dtype=torch.float64)
     if width > EXACT_WIDTH:
-        rows = x[:: -(-n // 20_000)].double() - mean
+        rows = x[:: -(-n // max(k, min(20_000, MOST // width)))].double() - mean
         _, singular, axes = torch.svd_lowrank(rows, q=min(k + 8, *rows.shape), niter=4)
         total = float(rows.square().sum() / len(rows))
         return Principal(mean, axes[:, :k], singular[:k].square() / len(rows), total)

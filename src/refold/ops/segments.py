@@ -5,6 +5,7 @@ plain operations over the whole row, for segments in any order. What is computed
 step takes segments by their ``sizes``, in order, and works through them block by block: a wide
 segment where it lies, narrow ones together in a padded block. A block fits into a processor's
 cache, so a pass over it costs no trip to memory, which is what a step of a wide table waits for.
+Rows of few logits are in cache anyway, and the plain operations are fewer: they take the first way.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.autograd import Function
 
 NARROW = 32  # levels up to which a column is better copied into a block of many
 SPARE = 64  # padded places per row that cost as much as a block of their own
+FEW = 128  # logits of a row up to which a processor is faster without blocks
 
 
 def segment_logsumexp(logits: Tensor, segment: Tensor, segments: int) -> Tensor:
@@ -36,7 +38,7 @@ def segment_logsumexp(logits: Tensor, segment: Tensor, segments: int) -> Tensor:
     shape = (len(logits), segments)
     with torch.no_grad():
         peak = logits.new_full(shape, -torch.inf).scatter_reduce(1, where, logits, "amax")
-    shifted = (logits - peak.gather(1, where)).exp()
+    shifted = (logits - peak.index_select(1, segment)).exp()
     return logits.new_zeros(shape).scatter_add(1, where, shifted).log() + peak
 
 
@@ -65,6 +67,10 @@ def segment_cross_entropy(logits: Tensor, classes: Tensor, sizes: tuple[int, ...
     """
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
+    if logits.device.type == "cpu" and logits.shape[1] <= FEW:
+        layout = layout_of(sizes, logits.device)
+        total = segment_logsumexp(logits, layout.segment, len(sizes))
+        return total - logits.gather(1, classes + layout.offset)
     return cast("Tensor", _CrossEntropy.apply(logits, classes, sizes))
 
 
@@ -97,11 +103,10 @@ def segment_argmax(logits: Tensor, sizes: tuple[int, ...]) -> Tensor:
 class Group:
     """Narrow segments copied side by side into a block ``[B, W, K]``, the widest first.
 
-    ``index`` ``[W*K]`` are their positions in a row, with the first of a segment in place of what
-    it lacks; ``padding`` ``[W - full, K]`` says which of those from the ``full``-th on are such.
+    The first logit of a segment stands in place of what it lacks; ``padding`` ``[W - full, K]``
+    says which of those from the ``full``-th on are such.
     """
 
-    index: Tensor
     padding: Tensor
     full: int
     count: int
@@ -112,8 +117,8 @@ class Layout:
     """The blocks in which segments of given sizes are worked through, wide ones first.
 
     ``place`` ``[K]`` is each segment's place among the blocks', ``column`` ``[K]`` the segment of
-    each place. Logits of narrow segments are at ``narrow`` in a row and at ``back`` in the groups
-    side by side.
+    each place. The groups side by side, of the given ``lengths``, hold the logits at ``index`` of a
+    row; those of narrow segments are at ``narrow`` in a row and at ``back`` in the groups.
     """
 
     sizes: Tensor
@@ -121,6 +126,8 @@ class Layout:
     segment: Tensor
     wide: tuple[tuple[int, int], ...]
     groups: tuple[Group, ...]
+    lengths: list[int]
+    index: Tensor
     place: Tensor
     column: Tensor
     narrow: Tensor
@@ -130,8 +137,12 @@ class Layout:
         """Give each block of ``logits``, ``[B, W, K]``."""
         for start, size in self.wide:
             yield logits.narrow(1, start, size).unsqueeze(2)
-        for group in self.groups:
-            yield logits.index_select(1, group.index).view(len(logits), -1, group.count)
+        if not self.groups:
+            return
+        # One for all groups: it first copies the whole of logits that are a part of wider rows.
+        together = logits.index_select(1, self.index)
+        for group, part in zip(self.groups, together.split(self.lengths, 1), strict=True):
+            yield part.unflatten(1, (-1, group.count))
 
     def exponentials(self, logits: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         """Blocks of ``e^(l - peak)``, and ``[B, K]`` by place: their peaks and their sums."""
@@ -190,19 +201,20 @@ def layout_of(sizes: tuple[int, ...], device: torch.device) -> Layout:
         counts = torch.tensor(sizes)
         column = torch.tensor([*alone, *ordered])
         groups: list[Group] = []
+        index: list[int] = []
+        lengths: list[int] = []
         at: dict[int, int] = {}  # where each logit of a narrow segment is among the groups'
-        done = 0
         for group in members:
             width, full = sizes[group[0]], sizes[group[-1]]
-            index = [starts[k] + (j if j < sizes[k] else 0) for j in range(width) for k in group]
             for j in range(width):
-                for c, k in enumerate(group):
+                for k in group:
                     if j < sizes[k]:
-                        at[starts[k] + j] = done + j * len(group) + c
+                        at[starts[k] + j] = len(index)
+                    index.append(starts[k] + (j if j < sizes[k] else 0))
+            lengths.append(width * len(group))
             levels = torch.arange(full, width)[:, None]
             padding = levels >= counts[torch.tensor(group)]
-            groups.append(Group(torch.tensor(index), padding, full, len(group)))
-            done += len(index)
+            groups.append(Group(padding, full, len(group)))
         narrow = sorted(at)
         return Layout(
             sizes=counts,
@@ -210,6 +222,8 @@ def layout_of(sizes: tuple[int, ...], device: torch.device) -> Layout:
             segment=torch.repeat_interleave(torch.arange(len(sizes)), counts),
             wide=tuple((starts[k], sizes[k]) for k in alone),
             groups=tuple(groups),
+            lengths=lengths,
+            index=torch.tensor(index),
             place=column.argsort(),
             column=column,
             narrow=torch.tensor(narrow),

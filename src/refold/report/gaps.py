@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, final
 
 import numpy as np
-import torch
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from refold.fields import Field, Image
@@ -23,6 +24,17 @@ from refold.uses import complete
 SHOWN = 6  # rows that are shown filled
 
 
+@final
+class Columns:
+    """Columns as they are, for rows that go nowhere else."""
+
+    kind = "columns"
+
+    def rebuild(self, columns: Mapping[str, Column]) -> dict[str, Column]:
+        """Return the columns themselves."""
+        return dict(columns)
+
+
 @dataclass(frozen=True)
 class GapView:
     """How much of a column is missing."""
@@ -34,7 +46,7 @@ class GapView:
 
 @dataclass(frozen=True)
 class Gaps:
-    """Every column learnt, and the positions of the rows in which a cell is missing."""
+    """Every column learnt, and the positions of the rows with a gap that the model can fill."""
 
     columns: tuple[GapView, ...]
     rows: NDArray[np.int64]
@@ -54,7 +66,7 @@ def gaps_of(evidence: Evidence) -> Gaps:
             part = None if gaps is None else gaps if own.block else gaps[:, j : j + 1]
             share = 0.0 if part is None else float(part.mean())
             found[column] = GapView(column, share, role(own))
-            if part is not None and column in data.table.columns:
+            if part is not None and column in data.table.columns and not own.given:
                 lacking |= part.any(1)
     return Gaps(tuple(found[c] for c in schema.order if c in found), np.flatnonzero(lacking))
 
@@ -91,16 +103,16 @@ class FilledRow:
 
 
 def filled_rows(evidence: Evidence) -> list[FilledRow]:
-    """Fill a few rows with gaps, drawn with the model's seed; none where nothing is missing."""
+    """Fill a few rows with gaps, drawn with the model's seed; none where none can be filled."""
     data, ae = evidence.given(), evidence.ae
     lacking = gaps_of(evidence).rows
     if len(lacking) == 0:
         return []
     rows = np.sort(np.random.default_rng(ae.seed).permutation(lacking)[:SHOWN])
     given = data.raw(rows)
-    batch = data.everything.rows(torch.from_numpy(rows))
-    part = replace(data.table, columns=given)
-    full = complete.imputed(ae.model_, part, batch, ae.schema_, draw=False, flags=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the page says itself which gaps stay
+        full = ae.impute(replace(data.table, columns=_typed(evidence, given), container=Columns()))
     cells: dict[str, list[FilledCell]] = {}
     pictures: list[list[FilledPicture]] = []
     curves: list[list[LineChart]] = []
@@ -130,6 +142,18 @@ def filled_rows(evidence: Evidence) -> list[FilledRow]:
         )
         for i, row in enumerate(rows)
     ]
+
+
+def _typed(evidence: Evidence, given: Mapping[str, Column]) -> dict[str, Column]:
+    """Give a column without a single value, which has no type, that of training."""
+    typed = dict(given)
+    for name, own in evidence.ae.schema_.fields.items():
+        empty = [c for c in own.columns if c in given and not own.block]
+        empty = [c for c in empty if pa.types.is_null(scalar(given[c]).type)]
+        if empty and not own.given:
+            known = own.to_values(evidence.found.points[name][:1])
+            typed |= {c: scalar(given[c]).cast(scalar(known[c]).type) for c in empty}
+    return typed
 
 
 def _gaps_first(cells: list[FilledCell]) -> tuple[FilledCell, ...]:

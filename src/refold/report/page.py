@@ -120,6 +120,7 @@ def contents(evidence: Evidence) -> dict[str, Any]:
         "compared": compared,
         "worst": worst,
         "cells_shown": rows.CELLS,
+        "differing": rows.differing_words(ae.schema_),
         "curve_keys": CURVE_KEYS.html(),
         "filled": [] if data is None else gaps.filled_rows(evidence),
         "filled_keys": FILLED_KEYS.html(),

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from refold.data.schema import Schema
 from refold.fields import Field, Image
-from refold.fields.base import scalar
+from refold.fields.base import kind_of, scalar
 from refold.fields.category import Classes
 from refold.report.charts import LineChart, line_chart
 from refold.report.evidence import Evidence, role
@@ -23,6 +24,12 @@ from refold.uses.inspect import differing
 CELLS = 24  # cells of a row that are shown
 LONG = 32  # entries above which a vector is a curve, not cells
 CURVE = 400  # points of a curve
+WORDS = {
+    "numeric": "a number is off by more than one standard deviation of its column in training",
+    "count": "a count is off by more than a factor of two",
+    "bounded": "a number between two ends is off by more than a quarter of their distance",
+    "distribution": "a share is off by more than a quarter of the whole",
+}
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,26 @@ def row_views(evidence: Evidence, rows: NDArray[np.int64]) -> list[RowView]:
         )
         for i, row in enumerate(rows)
     ]
+
+
+def differing_words(schema: Schema) -> str:
+    """Say from when on a cell is marked as different.
+
+    >>> from refold.fields import Binary, Numeric
+    >>> differing_words(Schema({"a": Binary(), "b": Numeric()}, ("a", "b")))
+    'a class is another, or a number is off by more than one standard deviation of its column in \
+training'
+    """
+    found: dict[str, None] = {}
+    for own in schema.fields.values():
+        if isinstance(own, Image) or own.given:
+            continue
+        if isinstance(own, Classes):
+            found["a class is another"] = None
+        else:
+            known = kind_of(own) if kind_of(own) in WORDS else "numeric"
+            found[WORDS[known]] = None
+    return ", or ".join(found)
 
 
 def _ordered(

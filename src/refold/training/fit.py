@@ -16,14 +16,17 @@ from torch.optim import Optimizer
 from refold.data.corruptions import Corruption
 from refold.errors import InputError
 from refold.latents import Latent
+from refold.likelihoods import Likelihood
 from refold.training.balance import Balancer
 from refold.training.checks import first_broken_layer, gradient_norms
-from refold.training.machine import fitting_threads, keep_freed_memory
+from refold.training.machine import fitting_threads, keeping_memory
 from refold.training.plan import Plan
 from refold.types import Batch, Code
 
 Row = dict[str, float]
+DRAWS = 1024  # rows that tell of a model under a corruption that hides
 VALIDATION_ROWS = 8192  # rows in one forward pass of the evaluation
+VALIDATION_NUMBERS = 1 << 24  # and numbers, where the outputs are wider than 2,048
 
 
 class Outcome(Protocol):
@@ -131,8 +134,13 @@ def fit(
     lowest = 0.0  # that of the best weights
     totals = Totals()
     by_batch = relaxed(model) or corruption is not None  # both may draw once for a whole batch
-    portion = plan.batch_size if by_batch else VALIDATION_ROWS
+    portion = plan.batch_size if by_batch else portion_of(model)
     judged, judged_inputs = (train, inputs) if held_out is None else (held_out, held_inputs)
+    if corruption is not None and corruption.hides and len(judged) < DRAWS:
+        # What is hidden in a few rows is luck, so each is judged under several draws.
+        again = torch.arange(-(-DRAWS // len(judged)) * len(judged), device=device) % len(judged)
+        judged = judged.rows(again)
+        judged_inputs = None if judged_inputs is None else judged_inputs.rows(again)
 
     def evaluated() -> bool:
         """Write a history row, keep the best weights; False when patience is over."""
@@ -171,11 +179,10 @@ def fit(
             rate = step * plan.batch_size / max(1e-9, time.perf_counter() - began)
             watch(Progress(step, plan.steps, rate, row))
 
-    if device.type == "cpu":
-        keep_freed_memory()
+    memory = keeping_memory() if device.type == "cpu" else nullcontext()
     forget_gradients(model)
     try:
-        with fitting_threads(model, plan.batch_size):
+        with memory, fitting_threads(model, plan.batch_size):
             trained.set_progress(0.0)
             evaluated()
             for index in batches(train, plan.batch_size, shuffle):
@@ -183,7 +190,9 @@ def fit(
                     break
                 clean = train.rows(index)
                 batch = clean if inputs is None else inputs.rows(index)
-                batch = batch if corruption is None else corruption(batch, draw)
+                if corruption is not None:
+                    batch = corruption(batch, draw)
+                    clean = corruption.target(clean, batch)
                 with autocast:
                     outcome = trained(batch, clean)
                     costs = outcome.costs
@@ -316,13 +325,22 @@ def evaluate(
             at = slice(start, start + portion)
             clean = rows.rows(at)
             batch = clean if inputs is None else inputs.rows(at)
-            output: Outcome = model(batch if corruption is None else corruption(batch, draw), clean)
+            if corruption is not None:
+                batch = corruption(batch, draw)
+                clean = corruption.target(clean, batch)
+            output: Outcome = model(batch, clean)
             totals.add(output.costs, len(clean))
             if output.code is not None:
                 active = (output.code.z != 0).any(0)
                 alive = active if alive is None else alive | active
     means = totals.means()
     return means if alive is None else {**means, "dead_units": float((~alive).sum())}
+
+
+def portion_of(model: nn.Module) -> int:
+    """Rows in one forward pass of the evaluation of a model with outputs that wide."""
+    width = sum(m.width for m in model.modules() if isinstance(m, Likelihood))
+    return max(1, min(VALIDATION_ROWS, VALIDATION_NUMBERS // max(1, width)))
 
 
 def relaxed(model: nn.Module) -> list[nn.Module]:
@@ -340,7 +358,7 @@ def refuse_nan(row: Row, model: nn.Module, rows: Batch) -> None:
         return
     terms = dict.fromkeys(k.partition("_")[2] for k in wrong)
     terms.pop("loss", None)
-    layer = first_broken_layer(model, rows.rows(slice(0, VALIDATION_ROWS)))
+    layer = first_broken_layer(model, rows.rows(slice(0, portion_of(model))))
     where = "" if layer is None else f" (first in layer {layer})"
     raise InputError(
         f"training left the range of numbers at step {row['step']:.0f}, in the cost of "

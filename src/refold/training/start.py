@@ -13,7 +13,7 @@ from refold.latents import Nested, Plain
 from refold.likelihoods import Beta, Likelihood, Settling
 from refold.likelihoods.numbers import Location, SquaredError
 from refold.model import Model
-from refold.ops.pca import Principal, principal_components
+from refold.ops.pca import MOST, Principal, principal_components
 from refold.types import Batch
 
 KEEP = 0.9  # share of the variance that a chosen code size lets PCA keep
@@ -26,8 +26,13 @@ def design(heads: Mapping[str, Likelihood], rows: Batch) -> Tensor:
     """All fields as one matrix ``[n, V]``: numbers as they are, classes as indicators.
 
     A missing number holds what the encoder is fed in its place, a missing class its column's
-    frequencies.
+    frequencies. Where indicators would make more than 50 million numbers, rows spread over all
+    stand for them.
     """
+    given = sum(rows.x[name][0].numel() for name in heads)
+    width = sum(head.linear_view(rows.x[name][:1]).shape[1] for name, head in heads.items())
+    if width > given and len(rows) * width > MOST:
+        rows = rows.rows(slice(None, None, -(-len(rows) * width // MOST)))
     views: list[Tensor] = []
     for name, head in heads.items():
         view, seen = head.linear_view(rows.x[name]).float(), rows.observed[name]
@@ -98,8 +103,13 @@ def baseline(head: Likelihood, x: Tensor, observed: Tensor | None) -> Tensor:
         cells = (x.flatten(1) - marginal).double().square() * 0.5
         cells = cells if observed is None else cells.masked_fill(~observed, 0.0)
     else:
-        params = head.marginal(x, observed).expand(len(x), -1)
-        cells = head.weighted(params, x, observed, 1.0).double()
+        params, costs = head.marginal(x, observed), list[Tensor]()
+        size = max(1, MOST // len(params))
+        for start in range(0, len(x), size):
+            at = slice(start, start + size)
+            part, there = x[at], None if observed is None else observed[at]
+            costs.append(head.weighted(params.expand(len(part), -1), part, there, 1.0).double())
+        cells = torch.cat(costs)
     return cells.mean(0)
 
 
@@ -231,16 +241,8 @@ def _places(model: Model, names: Sequence[str], widths: Sequence[int]) -> Tensor
 
 
 @torch.no_grad()
-def kept_variance(view: Tensor, predicted: Tensor, mean: Tensor) -> float:
-    r"""Share of the variance kept, :math:`1 - \sum (x-\hat x)^2 / \sum (x-\mu)^2`, without NaN."""
-    lost = (view - predicted).double().square().nansum()
-    total = (view - mean).double().square().nansum()
-    return float(1.0 - lost / total.clamp_min(1e-300))
-
-
-@torch.no_grad()
-def pca_kept(view: Tensor, principal: Principal, size: int) -> float:
-    """Share of the variance of ``view`` kept by its projection on ``size`` components."""
+def projected(view: Tensor, principal: Principal, size: int) -> Tensor:
+    """Project ``view`` ``[n, V]`` on ``size`` components; what is missing is the mean."""
     mean, axes = principal.mean.float(), principal.axes[:, :size].float()
     filled = torch.where(view.isnan(), mean, view)
-    return kept_variance(view, (filled - mean) @ axes @ axes.T + mean, mean)
+    return (filled - mean) @ axes @ axes.T + mean

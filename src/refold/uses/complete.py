@@ -16,12 +16,14 @@ from refold import inference
 from refold.casting import as_dtype, cast
 from refold.data.schema import Schema
 from refold.errors import InputError
-from refold.fields import Binary, Distribution, Field, Numeric
+from refold.fields import Binary, Distribution, Field, Numeric, Ordinal
 from refold.fields.base import scalar
 from refold.fields.category import Classes
 from refold.model import Model
+from refold.ops.segments import segment_argmax
 from refold.table import Column, Table, compute
 from refold.types import Batch
+from refold.uses.local import Local, views_of
 
 FLAG = "_imputed"
 
@@ -79,24 +81,37 @@ def _labels(own: Field) -> list[tuple[str, str]]:
 
 @torch.inference_mode()
 def imputed(
-    model: Model, table: Table, rows: Batch, schema: Schema, *, draw: bool, flags: bool
+    model: Model,
+    table: Table,
+    rows: Batch,
+    schema: Schema,
+    local: Local | None,
+    *,
+    draw: bool,
+    flags: bool,
 ) -> dict[str, Column]:
     """Columns of ``table`` with their gaps filled: by the best value, or ``draw`` one.
 
-    Observed cells are those of the table. With ``flags``, a column of booleans for every column
-    that had a gap follows them all.
+    Observed cells are those of the table. ``local`` knows what to add to the network's answers.
+    With ``flags``, a column of booleans for every column that had a gap follows them all.
     """
     columns = _open(table, schema)
-    if draw:
+    values: dict[str, Column] = {}
+    if columns and draw:
         refuse_pointlike(model, schema, columns)
         with drawing(model):
-            parts = [
-                {k: v[:count] for k, v in inference.draws(model, o.params, schema).items()}
-                for o, count in inference.outputs(model, rows, schema)
-            ]
-    else:
-        parts = _points(model, rows, schema, columns)
-    values = schema.values(inference.joined(parts)) if parts and parts[0] else {}
+            found = inference.joined(
+                [
+                    {k: v[:count] for k, v in inference.draws(model, o.params, schema).items()}
+                    for o, count in inference.outputs(model, rows, schema)
+                ]
+            )
+        values = schema.values(found)
+    elif columns:
+        found = inference.joined(_points(model, rows, schema, columns))
+        if local is not None:
+            found |= _moved(model, rows, schema, local, found)
+        values = schema.values(found)
     filled, marks = dict(table.columns), dict[str, Column]()
     for name, column in table.columns.items():
         gaps = missing(column)
@@ -184,6 +199,26 @@ def missing(column: Column) -> Any:
     return column.is_null(nan_is_null=True).to_numpy()
 
 
+def _moved(
+    model: Model, rows: Batch, schema: Schema, local: Local, points: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Points of the rebuilt fields among ``points``, with what rows nearby add to them."""
+    before = views_of(model, rows, schema)
+    after = local.corrected(model, rows, schema, before)
+    moved: dict[str, Tensor] = {}
+    for k in model.rebuilt:
+        if k not in points:
+            continue
+        own, sizes = schema.fields[k], schema.fields[k].sizes
+        if max(sizes) == 1:
+            moved[k] = points[k] + (after[k] - before[k])
+        else:
+            level = segment_argmax(after[k], sizes)
+            top = (torch.tensor(sizes) - 1).clamp_min(1)
+            moved[k] = level / top if isinstance(own, Ordinal) else level
+    return moved
+
+
 def gaps(table: Table) -> int:
     """Count the missing cells, or entries of cells, of a table."""
     return sum(int(missing(column).sum()) for column in table.columns.values())
@@ -196,7 +231,9 @@ def fill(column: Column, values: Column, own: Field | None) -> Column:
         if isinstance(own, Distribution):
             values = _shares_left(column, np.asarray(values), gaps)
         return np.where(gaps, as_dtype(np.asarray(values), column.dtype), column)
-    return compute.coalesce(column, cast(values, column.type))
+    if pa.types.is_null(scalar(column).type):  # a column without any value has no type either
+        return values
+    return compute.coalesce(column, cast(values, scalar(column).type))
 
 
 def _shares_left(column: Any, values: Any, gaps: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -18,10 +18,12 @@ from refold.fields import Binary, Field
 from refold.fields.category import Classes
 from refold.model import Model
 from refold.ops.pca import Principal
-from refold.training.start import kept_variance, pca_kept
+from refold.training.start import projected
 from refold.types import Batch
 
 Mask: TypeAlias = NDArray[np.bool_]
+
+MOST = 1 << 24  # numbers of rows and their reconstructions that are compared at a time
 
 
 @dataclass(frozen=True)
@@ -74,14 +76,13 @@ def quality(model: Model, rows: Batch, schema: Schema, principal: Principal) -> 
     heads = predictions(model, rows, schema)
     if not model.rebuilt:
         return Quality(None, None, None, len(rows), predicted=heads)
-    views, predicted = expectations(model, rows, schema)
-    return Quality(
-        kept_variance(views, predicted, principal.mean.float().cpu()),
-        pca_kept(views, principal.to("cpu"), model.latent.size),
-        float((views - predicted).double().square().nansum() / len(rows)),
-        len(rows),
-        predicted=heads,
-    )
+    principal, sums = principal.to("cpu"), torch.zeros(3, dtype=torch.float64)
+    for part in _parts(model, rows):
+        views, predicted = expectations(model, part, schema)
+        sums += _squares(views, predicted, principal, model.latent.size)
+    lost, beside, total = sums.tolist()
+    kept = _kept(lost, total), _kept(beside, total)
+    return Quality(*kept, lost / len(rows), len(rows), predicted=heads)
 
 
 def predictions(model: Model, rows: Batch, schema: Schema) -> tuple[tuple[str, float, float], ...]:
@@ -119,13 +120,36 @@ def prefix_curve(
     ``(d, kept, pca_kept)`` for up to ``most`` values of ``d`` spread over 1..D, both ends among
     them. Decoders that see more than the code (:attr:`Model.skipping`) see it here too.
     """
-    views, _ = expectations(model, rows, schema)
-    size, mean = model.latent.size, principal.mean.float().cpu()
-    found: list[tuple[int, float, float]] = []
-    for d in sorted({round(v) for v in np.linspace(1, size, min(most, size))}):
-        kept = kept_variance(views, _predicted(model, rows, schema, d), mean)
-        found.append((d, kept, pca_kept(views, principal.to("cpu"), d)))
-    return tuple(found)
+    principal, size = principal.to("cpu"), model.latent.size
+    lengths = sorted({round(v) for v in np.linspace(1, size, min(most, size))})
+    sums = torch.zeros(len(lengths), 3, dtype=torch.float64)
+    for part in _parts(model, rows):
+        views, _ = expectations(model, part, schema)
+        for i, d in enumerate(lengths):
+            sums[i] += _squares(views, _predicted(model, part, schema, d), principal, d)
+    return tuple(
+        (d, _kept(lost, total), _kept(beside, total))
+        for d, (lost, beside, total) in zip(lengths, sums.tolist(), strict=True)
+    )
+
+
+def _parts(model: Model, rows: Batch) -> Iterator[Batch]:
+    """Rows in parts of some 16 million numbers: a wide table's would not fit in memory at once."""
+    width = sum(model.likelihoods[k].width for k in model.rebuilt)
+    size = max(1, MOST // width // inference.PORTION) * inference.PORTION
+    for start in range(0, len(rows), size):
+        yield rows.rows(slice(start, start + size))
+
+
+def _squares(views: Tensor, predicted: Tensor, principal: Principal, size: int) -> Tensor:
+    """Squared errors of a model, of ``size`` components and of the mean, each summed up."""
+    others = (predicted, projected(views, principal, size), principal.mean.float())
+    return torch.stack([(views - other).double().square().nansum() for other in others])
+
+
+def _kept(lost: float, total: float) -> float:
+    r"""Share of the variance kept, :math:`1 - \sum (x-\hat x)^2 / \sum (x-\mu)^2`."""
+    return 1.0 - lost / max(total, 1e-300)
 
 
 def _predicted(model: Model, rows: Batch, schema: Schema, first: int) -> Tensor:
@@ -147,8 +171,11 @@ def _predicted(model: Model, rows: Batch, schema: Schema, first: int) -> Tensor:
 @torch.inference_mode()
 def squared_errors(model: Model, rows: Batch, schema: Schema) -> Tensor:
     """Squared error of each row ``[n]`` over all rebuilt entries, in the model's own scale."""
-    views, predicted = expectations(model, rows, schema)
-    return (views - predicted).double().square().nansum(1)
+    errors: list[Tensor] = []
+    for part in _parts(model, rows):
+        views, predicted = expectations(model, part, schema)
+        errors.append((views - predicted).double().square().nansum(1))
+    return torch.cat(errors)
 
 
 @torch.inference_mode()

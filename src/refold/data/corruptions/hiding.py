@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from refold.data.corruptions.base import Corruption, check_share, entries_of, register
-from refold.errors import InputError
+from refold.errors import InputError, unknown
 from refold.types import Batch
 
 
@@ -24,7 +24,7 @@ class Hide(Corruption):
     entries, so that one model knows rows with few gaps and rows with many. ``fields`` is the
     probability that a field is hidden as a whole; one field of each row always stays. A share
     ``whole`` of the rows loses nothing. What is hidden counts as missing for the encoder, keeps its
-    value, and stays a target.
+    value, and stays a target; ``score="hidden"`` scores it alone, and not what could be copied.
 
     Sources: Yoon et al., GAIN, 2018, and Du et al., ReMasker, 2023 (arXiv:2309.13793) for entries;
     Wu & Goodman, Multimodal Generative Models for Scalable Weakly-Supervised Learning, 2018, for
@@ -44,6 +44,7 @@ class Hide(Corruption):
         rate: float | tuple[float, float] = (0.0, 1.0),
         fields: float = 0.0,
         whole: float = 0.0,
+        score: str = "all",
     ) -> None:
         edges = (rate, rate) if isinstance(rate, int | float) else rate
         if len(edges) != 2 or not 0 <= edges[0] <= edges[1] <= 1:
@@ -55,7 +56,10 @@ class Hide(Corruption):
         check_share(whole, "the share of rows left whole")
         if fields == edges[1] == 0:
             raise InputError("rate and fields are both 0, so nothing is hidden; set one of them")
-        self.rate, self.fields, self.whole = rate, fields, whole
+        if score not in ("all", "hidden"):
+            raise unknown("score", score, ("all", "hidden"))
+        self.rate, self.fields, self.whole, self.score = rate, fields, whole, score
+        self.only_hidden = score == "hidden"
         self._low, self._high = edges
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:

@@ -23,7 +23,7 @@ def missing(ae: Autoencoder, X: Any) -> Figure:
     missing. Raises :class:`InputError` where nothing is.
 
     >>> import numpy as np, refold
-    >>> X = {"a": np.arange(50.0), "b": np.arange(50.0) ** 2}
+    >>> X = {"a": np.arange(50) / 7, "b": np.arange(50) ** 2 / 7}
     >>> X["b"][:5] = np.nan
     >>> ae = refold.Autoencoder(1, epochs=1).fit(X)
     >>> missing(ae, X).note
@@ -47,7 +47,7 @@ def missing_of(evidence: Evidence) -> Figure:
         y = i * LINE
         name = f"{column.name} · {column.role}" if column.role else column.name
         marks.append(draw.text(0, y + 12, draw.fitted(name, left - 8), kind="ink"))
-        marks.append(draw.rect(left, y + 3, right - left, LINE - 6, "track"))
+        marks.append(draw.rect(left, y + 3, right - left, LINE - 6, "ground"))
         long = round(column.share * (right - left), 1)
         marks.append(draw.rect(left, y + 3, max(1.0, long), LINE - 6, "bars"))
         marks.append(draw.text(width, y + 12, percent(column.share), anchor="end", kind="ink"))

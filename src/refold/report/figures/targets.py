@@ -74,7 +74,7 @@ def confusion_of(evidence: Evidence) -> Figure:
     )
     large = wide == LARGE
     return Figure(
-        "Predicted classes", panels, note, tile=40 if large else 19, most=46 if large else 26,
+        "Predicted classes", panels, note, tile=40 if large else 19, most=42 if large else 23,
         columns=1 if large else 2,
     )  # fmt: skip
 
@@ -105,7 +105,7 @@ def parity_of(evidence: Evidence) -> Figure:
         "Across: the true value; up: the predicted one. On the line a prediction is exact. R² is "
         f"the share of the variance that is explained. {_whose(evidence)}"
     )
-    return Figure("Predicted numbers", tuple(panels), note, tile=17, most=26, columns=3)
+    return Figure("Predicted numbers", tuple(panels), note, tile=17, most=22, columns=3)
 
 
 def shares(ae: Autoencoder, X: Any) -> Figure:
@@ -216,12 +216,21 @@ def _matrix(label: str, m: _Matrix, wide: float) -> Panel:
     size, high = len(m.levels), 34.0
     left = 106.0
     across = min(CELL, (wide - left) / size)
-    marks = [draw.text(left, 11, "predicted →"), draw.text(0, 28, "↓ true")]
+    longest = max(map(len, m.levels))
+    slanted = longest * draw.LETTER > across - 4
+    top = 36.0 + (0.7 * draw.LETTER * min(longest, 16) if slanted else 0.0)
+    marks = [draw.text(left, 11, "predicted →"), draw.text(0, top - 8, "↓ true")]
     for j, name in enumerate(m.levels):
-        words = draw.fitted(name, across - 4)
-        marks.append(draw.text(left + (j + 0.5) * across, 28, words, anchor="middle", kind="ink"))
+        x, y, words = left + (j + 0.5) * across, top - 8, shortened(name, 16)
+        if slanted:
+            marks.append(
+                f'<g transform="translate({x:g} {y:g}) rotate(-45)">'
+                f"{draw.text(0, 0, words, kind='ink')}</g>"
+            )
+        else:
+            marks.append(draw.text(x, y, words, anchor="middle", kind="ink"))
     for i, name in enumerate(m.levels):
-        y, total = 36 + i * high, int(m.counts[i].sum())
+        y, total = top + i * high, int(m.counts[i].sum())
         marks.append(draw.text(0, y + 15, draw.fitted(name, left - 8), kind="ink"))
         marks.append(draw.text(0, y + 28, f"{total:,} {'row' if total == 1 else 'rows'}"))
         for j in range(size):
@@ -230,7 +239,7 @@ def _matrix(label: str, m: _Matrix, wide: float) -> Panel:
             right = i == j and not (m.rest and i == size - 1)
             x = left + j * across
             kind = "minus" if right else "plus"
-            marks.append(draw.rect(x, y, across - 2, high - 2, "track"))
+            marks.append(draw.rect(x, y, across - 2, high - 2, "ground"))
             marks.append(
                 f'<rect class="{kind}" x="{x:g}" y="{y:g}" width="{across - 2:g}" '
                 f'height="{high - 2:g}" fill-opacity="{share * 0.55:.2f}"/>'
@@ -241,7 +250,7 @@ def _matrix(label: str, m: _Matrix, wide: float) -> Panel:
                 marks.append(draw.text(middle, y + 27, percent(share), anchor="middle", kind="ink"))
     note = f"{percent(m.right)} right; always the commonest: {percent(m.guess)}"
     name = f"true and predicted levels of {label}"
-    return Panel("".join(marks), wide, 36 + size * high, shortened(label), note, name)
+    return Panel("".join(marks), wide, top + size * high, shortened(label), note, name)
 
 
 # --- numbers -------------------------------------------------------------------------------------
@@ -258,13 +267,15 @@ def _plot(t: Seen, seed: int) -> Panel:
     if len(true) > DOTS:
         chosen = np.random.default_rng(seed).permutation(len(true))[:DOTS]
         true, back = true[chosen], back[chosen]
-    side, left, bottom = 320.0, 52.0, 284.0
     low, high = (float(f(np.concatenate([true, back]))) for f in (np.min, np.max))
+    ticks = _ticks(t, low, high)
+    left = max(52.0, 10 + draw.LETTER * max((len(words) for _, words in ticks), default=0))
+    side, bottom = 320.0, 326.0 - left
     margin = (high - low) * 0.03 or 1.0
     x = Axis(low - margin, high + margin, left, side - 6)
     y = Axis(low - margin, high + margin, bottom, 6)
     marks = list[str]()
-    for at, words in _ticks(t, low, high):
+    for at, words in ticks:
         marks.append(draw.path(f"M{x.at(at):g} 6V{bottom:g}", "grid"))
         marks.append(draw.path(f"M{left:g} {y.at(at):g}H{side - 6:g}", "grid"))
         marks.append(draw.text(x.at(at), bottom + 15, words, anchor="middle"))
@@ -291,13 +302,13 @@ def _as_predicted(t: Seen) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         return ends[0], ends[1]
     (j,) = t.entries
     found = t.own.to_tensor(back).x
-    return tuple(v[:, j : j + 1].double().numpy() for v in (t.x, found))  # pyright: ignore[reportReturnType]
+    return t.x[:, [j]].double().numpy(), found[:, [j]].double().numpy()
 
 
 def _ticks(t: Seen, low: float, high: float) -> list[tuple[float, str]]:
     """Places on an axis, and what stands there in the user's units."""
     if t.own.block:
-        return [(v, number(v)) for v in round_values(low, high, 4)]
+        return [(v, number(v)) for v in round_values(low, high, 5)]
     (j,) = t.entries
     ends = torch.linspace(low, high, 3)[:, None].expand(-1, len(t.own.columns))
     values = scalar(t.own.to_values(ends)[t.label])
@@ -310,7 +321,7 @@ def _ticks(t: Seen, low: float, high: float) -> list[tuple[float, str]]:
         chosen = [v for v in steps if first <= v <= last] or [first]
         chosen = chosen[:: -(-len(chosen) // 6)]
     else:
-        chosen = round_values(first, last, 4)
+        chosen = round_values(first, last, 5)
     places = t.own.to_tensor({c: pa.chunked_array([chosen]) for c in t.own.columns}).x[:, j]
     found = [Tick(p, number(v)) for p, v in zip(places.tolist(), chosen, strict=True)]
     return [(p.at, p.label) for p in found if low - TINY <= p.at <= high + TINY]
