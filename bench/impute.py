@@ -320,9 +320,9 @@ def forests(frame: pd.DataFrame, kinds: Kinds, seed: int, extra: bool) -> pd.Dat
 
 
 def imputation(frame: pd.DataFrame, kinds: Kinds, seed: int) -> pd.DataFrame:
-    """The package's own recipe, which finds the kinds by itself."""
-    del kinds
-    ae: Any = refold.Autoencoder(recipe="imputation", seed=seed)
+    """The package's own recipe; it is told which columns are numbers, as the others are."""
+    fields = {name: "numeric" for name, kind in kinds.items() if kind == "numeric"}
+    ae: Any = refold.Autoencoder(recipe="imputation", fields=fields, seed=seed)
     return ae.fit(frame).impute(frame)
 
 

@@ -85,7 +85,7 @@ def assemble(schema: Schema, rows: Batch, wishes: Wishes) -> Assembly:
     direct = None
     if fusion.name == "direct":
         direct = encoded_width(schema, heads, spines, corruption)
-    body = dict(recipe.body(len(rows)) if recipe.body is not None else {})
+    body = dict(recipe.body(len(rows), entries) if recipe.body is not None else {})
     most = body["hidden"][0] if body else direct
     latent, size = decide_latent(wishes.latent, recipe, principal, entries, most, reasons)
     if direct is None:

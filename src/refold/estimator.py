@@ -364,8 +364,8 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         """Rows with their gaps filled, in the container, columns and types of ``X``.
 
         Observed cells are those of ``X``, bit for bit; whole numbers stay whole. A gap gets the
-        best single value, a mean or the likeliest class. With ``n``, a list of ``n`` fillings drawn from
-        what the model holds possible (multiple imputation), where likelihoods or codes have a
+        best single value, a mean or the likeliest class. With ``n``, a list of ``n`` fillings drawn
+        from what the model holds possible (multiple imputation), where likelihoods or codes have a
         spread to draw from; the same ``seed`` gives the same. ``flags`` adds a column of booleans,
         ``name_imputed``, for every column that had a gap.
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from refold import inference
-from refold.assemble import Assembly, Wishes, assemble
+from refold.assemble import Assembly, Wishes, assemble, folded
 from refold.backbones.tied import ties
 from refold.data.corruptions import corruptions
 from refold.data.schema import Override, Schema
@@ -115,7 +115,7 @@ def learn(
     chosen = assemble(schema, train.targets, _wishes(course))
     loop = _loop(chosen, course)
     model = begun(chosen, schema, train.targets, course, device)
-    usual = usual_training(chosen.recipe, len(train_at))
+    usual = usual_training(chosen.recipe, len(train_at), schema)
     given = {k: v for k, v in course.plan.items() if v is not None and v != PLAIN.get(k)}
     bfloat16 = course.bfloat16 or (
         usual.pop("precision", "") == "bfloat16" and not course.float32 and fast_bfloat16(device)
@@ -177,10 +177,11 @@ def learn(
     )
 
 
-def usual_training(recipe: str, rows: int) -> dict[str, Any]:
+def usual_training(recipe: str, rows: int, schema: Schema) -> dict[str, Any]:
     """Return how a recipe trains where the user does not say; empty where it is as usual."""
     training = get(recipe).training
-    return {} if training is None else dict(training(rows))
+    entries = sum(len(schema.fields[k].sizes) for k in folded(schema))
+    return {} if training is None else dict(training(rows, entries))
 
 
 def split(n: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

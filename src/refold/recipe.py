@@ -18,8 +18,8 @@ class Recipe:
     principal components start; ``hidden=()`` makes the body linear. ``fusion`` names a body other
     than the dense one, ``pretrain`` how layers are trained before all of them are, and ``only`` the
     kinds of field the recipe is for (none: all). ``body`` gives options of the body by the number
-    of rows, the code then as wide as its last layer, and ``training`` arguments of the estimator
-    that the user left out. ``local`` has gaps filled with what rows nearby know besides the
+    of rows and entries, the code then as wide as its first layer, and ``training`` arguments of the
+    estimator that the user left out. ``local`` has gaps filled with what rows nearby know besides the
     network.
     """
 
@@ -33,8 +33,8 @@ class Recipe:
     fusion: str = "concat"
     pretrain: str | None = None
     only: tuple[str, ...] = ()
-    body: Callable[[int], Mapping[str, Any]] | None = None
-    training: Callable[[int], Mapping[str, Any]] | None = None
+    body: Callable[[int, int], Mapping[str, Any]] | None = None
+    training: Callable[[int, int], Mapping[str, Any]] | None = None
     local: bool = False
 
 
@@ -63,7 +63,7 @@ def recipes() -> dict[str, str]:
     return {name: (build.__doc__ or "").splitlines()[0] for name, build in RECIPES.items()}
 
 
-MANY = 2000  # rows from which layers may be wide without learning them by heart
+MANY, FEW = 2000, 8  # rows and entries from which wide layers do not learn them by heart
 UNET = {"image": "conv(skips=True)"}
 
 
@@ -192,9 +192,9 @@ def vae() -> Recipe:
     )
 
 
-def unsqueezed(rows: int) -> Mapping[str, Any]:
-    """Residual layers of one width, by the number of rows they can learn from, and back in one."""
-    many = rows >= MANY
+def unsqueezed(rows: int, entries: int) -> Mapping[str, Any]:
+    """Residual layers of one width, by the data they can learn from, and back in one."""
+    many = rows >= MANY and entries >= FEW
     width, dropout = (512, 0.05) if many else (256, 0.1 if rows > 500 else 0.3)
     return {
         "hidden": (width, {"width": width, "repeat": 4 if many else 2, "residual": True}),
@@ -205,16 +205,18 @@ def unsqueezed(rows: int) -> Mapping[str, Any]:
     }
 
 
-def patient(rows: int) -> Mapping[str, Any]:
-    """Few large batches a pass and many passes, all of them taken."""
-    batch = 256 if rows >= MANY else 128 if rows > 500 else 64
+def patient(rows: int, entries: int) -> Mapping[str, Any]:
+    """Large batches and many passes, all of them taken."""
+    many = rows >= MANY and entries >= FEW
+    batch = 256 if many else 128 if rows > 500 else 64
+    steps = 3600 if many else min(1200, max(400, round(3.5 * rows)))
     return {
         "batch_size": batch,
-        "epochs": -(-(3600 if rows >= MANY else 1200) // -(-rows // batch)),
-        "lr": 3e-3 if rows >= MANY else 2e-3,
-        "optimizer": "adamw(weight_decay=0.01)" if rows > 500 else "adamw(weight_decay=0.05)",
+        "epochs": max(1, round(steps / -(-rows // batch))),
+        "lr": 3e-3 if many else 2e-3,
+        "optimizer": f"adamw(weight_decay={0.01 if rows > 500 else 0.05})",
         "patience": 1000,
-        "precision": "bfloat16" if rows >= MANY else "float32",
+        "precision": "bfloat16" if many else "float32",
     }
 
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, cast, final
+from collections.abc import Mapping
+from typing import Any, final
 
-import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 
 from refold.backbones.base import Pairs, blocks, there_and_back
 from refold.backbones.dense import said_of
 from refold.backbones.mlp import Mlp, mirrored
 from refold.backbones.stages import DenseStage, plain
 from refold.fusion.base import Fusion, Leads, LinearPath, join, part, register
-
-WIDE = 4096  # numbers a row from which putting them side by side and apart again costs time
 
 
 @final
@@ -109,33 +105,10 @@ class Concat(Fusion):
 
     def decode(self, z: Tensor) -> dict[str, Tensor]:
         """Unfold and part."""
-        if self._by_field(z):
-            return self._decode_by_field(z)
         joined = self.up(z)
         if self.linear and self.layered:
             joined = joined + self.linear_up(z)
         return part(joined, self.outputs)
-
-    def _by_field(self, z: Tensor) -> bool:
-        """Whether so much comes out in training that parting it, and the way back, cost time."""
-        return (
-            len(self.outputs) > 1
-            and self.up.outputs >= WIDE
-            and torch.is_grad_enabled()
-            and not torch.is_autocast_enabled(z.device.type)
-        )
-
-    def _decode_by_field(self, z: Tensor) -> dict[str, Tensor]:
-        """Unfold, with a product of its own for every field."""
-        h = z
-        for layer in list(self.up)[:-1]:
-            h = layer(h)
-        last, beside = (
-            self.up.last,
-            (z, self.linear_up.weight) if self.linear and self.layered else (),
-        )
-        parts = _Parted.apply(tuple(self.outputs.values()), last.bias, h, last.weight, *beside)
-        return dict(zip(self.outputs, cast("tuple[Tensor, ...]", parts), strict=True))
 
     def linear_path(self) -> LinearPath | None:
         """Return the path beside the layers, or the layers themselves where they are linear."""
@@ -150,67 +123,3 @@ class Concat(Fusion):
     def last_bias(self) -> Tensor:
         """Return the bias that meets the fields."""
         return self.up.last.bias
-
-
-class _Parted(Function):
-    r"""A bias and the sum of linear maps, :math:`b_k + \sum_i W_{ik} x_i`, apart for every field.
-
-    Rows of the weights belong to the fields, ``widths`` of them to each. Gradients are written into
-    their place in one tensor, where those of ``split`` would first put the outputs' side by side.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, widths: tuple[int, ...], bias: Tensor, *maps: Tensor
-    ) -> tuple[Tensor, ...]:
-        ctx.widths = widths
-        ctx.save_for_backward(*maps)
-        inputs, weights = maps[::2], [w.split(widths) for w in maps[1::2]]
-        outputs: list[Tensor] = []
-        for k, own in enumerate(bias.split(widths)):
-            found = torch.addmm(own, inputs[0], weights[0][k].t())
-            for x, weight in zip(inputs[1:], weights[1:], strict=True):
-                found.addmm_(x, weight[k].t())
-            outputs.append(found)
-        return tuple(outputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        maps: tuple[Tensor, ...] = ctx.saved_tensors
-        widths: tuple[int, ...] = ctx.widths
-        _, to_bias, *wanted = ctx.needs_input_grad
-        found: list[Tensor | None] = [None, None]
-        if torch.is_grad_enabled():  # this gradient will itself be differentiated
-            whole = torch.cat(grad_outputs, 1)
-            found[1] = whole.sum(0)
-            for x, weight in zip(maps[::2], maps[1::2], strict=True):
-                found += [whole @ weight, whole.t() @ x]
-            return tuple(found)
-        if to_bias:
-            bias = grad_outputs[0].new_empty(sum(widths))
-            for slope, place in zip(grad_outputs, bias.split(widths), strict=True):
-                torch.sum(slope, 0, out=place)
-            found[1] = bias
-        for i in range(0, len(maps), 2):
-            found += [
-                _into(grad_outputs, maps[i + 1].split(widths)) if wanted[i] else None,
-                _beside(grad_outputs, maps[i]) if wanted[i + 1] else None,
-            ]
-        return tuple(found)
-
-
-def _into(slopes: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """Gradient of what all fields' weights multiply."""
-    total = slopes[0] @ weights[0]
-    for slope, weight in zip(slopes[1:], weights[1:], strict=True):
-        total.addmm_(slope, weight)
-    return total
-
-
-def _beside(slopes: Sequence[Tensor], x: Tensor) -> Tensor:
-    """Gradients of all fields' weights, one below the other."""
-    widths = [slope.shape[1] for slope in slopes]
-    whole = x.new_empty(sum(widths), x.shape[1])
-    for slope, place in zip(slopes, whole.split(widths), strict=True):
-        torch.mm(slope.t(), x, out=place)
-    return whole

@@ -23,24 +23,24 @@ def keeping_memory() -> Generator[None]:
 
     A step frees all it allocated. glibc would hand large blocks back to the system and fault every
     page in again in the next step, which cost some 7 % of a 784-128-64-12 network's training, and a
-    quarter of that of a table with 40,000 levels, whose tensors of 41 MB it maps one by one. So up
-    to 256 MiB stay, for good, and no block is mapped within the context; afterwards those above 32
-    MiB are again, so that data held between fits goes back when it is freed. Other C libraries are
-    left alone.
+    quarter of that of a table with 40,000 levels, whose tensors of 41 MB it maps one by one. So
+    nothing is mapped or handed back within the context. Afterwards blocks above 32 MiB are mapped
+    again, so that data held between fits goes back when it is freed; of what the fit left, pages
+    that are free go back at once, but for 256 MiB. Other C libraries are left alone.
     """
-    mallopt = None
-    if sys.platform.startswith("linux"):
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
+    libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    if libc is None or not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
         yield
         return
-    mallopt(TRIM, KEPT)
-    mallopt(MAP, MAPPED)
-    mallopt(MAPS, 0)
+    libc.mallopt(TRIM, -1)
+    libc.mallopt(MAP, MAPPED)
+    libc.mallopt(MAPS, 0)
     try:
         yield
     finally:
-        mallopt(MAPS, MOST_MAPS)
+        libc.mallopt(TRIM, KEPT)
+        libc.mallopt(MAPS, MOST_MAPS)
+        libc.malloc_trim(KEPT)
 
 
 @contextmanager

@@ -99,7 +99,8 @@ class Local:
             at = (~seen[:, columns[0]]).nonzero().flatten()
             if len(at) == 0 or float(self.strength[columns[0]]) == 0:
                 continue
-            better[at[:, None], columns] += self.carried(filled[at], columns) * self.strength[columns]
+            change = self.carried(filled[at], columns) * self.strength[columns]
+            better[at[:, None], columns] += change
         widths = [views[k].shape[1] for k in model.rebuilt]
         return {**views, **dict(zip(model.rebuilt, better.split(widths, 1), strict=True))}
 
