@@ -535,7 +535,10 @@ def test_blocks_of_zeros_and_ones_are_coins():
     r = np.random.default_rng(0)
     x = r.normal(size=(300, 6))
     facts = x[:, :3] > 0
-    for given, options in ((facts, {}), (facts.astype(int), {"facts": Vector(3, scale="unit", target=True)})):
+    for given, options in (
+        (facts, {}),
+        (facts.astype(int), {"facts": Vector(3, scale="unit", target=True)}),
+    ):
         rows = {"x": x, "facts": given}
         ae = refold.Autoencoder(4, fields={"facts": "target"} | options, epochs=30).fit(rows)
         assert ae.spec_.likelihoods["facts"].name == "bernoulli"

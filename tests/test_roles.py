@@ -52,7 +52,7 @@ def table():
     )
     frame["count"] = frame["count"].astype("Int64")
     for i, name in enumerate(frame):
-        frame.loc[frame.index[i :: 11], name] = pd.NA if name == "count" else None
+        frame.loc[frame.index[i::11], name] = pd.NA if name == "count" else None
     return frame
 
 

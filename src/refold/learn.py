@@ -105,7 +105,7 @@ def learn(
     table: Table, shown: Table | None, course: Course, device: torch.device, watch: Watch | None
 ) -> Learnt:
     """Learn from the rows of ``table``; ``shown`` holds them as the encoder shall see them."""
-    train_at, held_at = split(len(table), course.validation, course.seed)
+    train_at, held_at = split(len(table), held_share(course, len(table)), course.seed)
     schema = Schema.fit(table, train_at, course.fields)
     targets, notes = schema.encode(table)
     every = Rows(targets, None if shown is None else seen(shown, schema))
@@ -182,6 +182,13 @@ def usual_training(recipe: str, rows: int, schema: Schema) -> dict[str, Any]:
     training = get(recipe).training
     entries = sum(len(schema.fields[k].sizes) for k in folded(schema))
     return {} if training is None else dict(training(rows, entries))
+
+
+def held_share(course: Course, rows: int) -> float:
+    """Return the share of rows to hold out: the user's, or more where a recipe has to judge."""
+    if course.validation == 0 or course.wishes.recipe is None:
+        return course.validation
+    return max(course.validation, min(0.2, get(course.wishes.recipe).held_out / rows))
 
 
 def split(n: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

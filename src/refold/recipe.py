@@ -19,8 +19,8 @@ class Recipe:
     than the dense one, ``pretrain`` how layers are trained before all of them are, and ``only`` the
     kinds of field the recipe is for (none: all). ``body`` gives options of the body by the number
     of rows and entries, the code then as wide as its first layer, and ``training`` arguments of the
-    estimator that the user left out. ``local`` has gaps filled with what rows nearby know besides the
-    network.
+    estimator that the user left out; ``held_out`` is how many rows it takes to judge, where a fifth
+    of all are as many. ``local`` has gaps filled with what rows nearby know besides the network.
     """
 
     latent: str = "plain"
@@ -35,6 +35,7 @@ class Recipe:
     only: tuple[str, ...] = ()
     body: Callable[[int, int], Mapping[str, Any]] | None = None
     training: Callable[[int, int], Mapping[str, Any]] | None = None
+    held_out: int = 0
     local: bool = False
 
 
@@ -232,5 +233,6 @@ def imputation() -> Recipe:
         likelihoods=dict.fromkeys(("numeric", "vector", "image"), "gaussian"),
         body=unsqueezed,
         training=patient,
+        held_out=50,
         local=True,
     )

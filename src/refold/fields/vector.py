@@ -68,7 +68,7 @@ class Vector(Field):
             return self._unit(values, str(given.dtype))
         if (self.likelihood or "").startswith("bernoulli"):
             raise InputError(
-                f"field '{self.columns[0]}' is to be scored as probabilities (bernoulli), which lie "
+                f"field '{self.columns[0]}' is to be scored as probabilities (bernoulli), that lie "
                 f"in [0, 1] as they are given; add scale='unit'"
             )
         pooled = self.scale == "pooled" or (self.scale == "auto" and same_unit(values))
