@@ -437,3 +437,43 @@ def test_every_fusion_takes_rows_with_a_field_missing(fusion, pair):
 def test_latents_that_cannot_draw_say_so(headed):
     with pytest.raises(InputError, match="cannot sample"):
         headed.sample(2, given={"side": "left"})
+
+
+# ------------------------------------------------------------------ shares of the objective
+
+
+def parts(n=1500):
+    r = np.random.default_rng(0)
+    z = r.normal(size=(n, 3))
+    five = z @ r.normal(size=(3, 5)) + 0.3 * r.normal(size=(n, 5))
+    other = np.tanh(z @ r.normal(size=(3, 4))) + 0.1 * r.normal(size=(n, 4))
+    return {"five": five, "other": other}, r.normal(size=(n, 500))
+
+
+def rebuilt_error(data, name="five", cut=1200):
+    train = {k: v[:cut] for k, v in data.items()}
+    test = {k: v[cut:] for k, v in data.items()}
+    ae = refold.Autoencoder(3, epochs=15).fit(train)
+    return np.square(ae.reconstruct(test)[name] - test[name]).mean()
+
+
+def test_a_unit_changes_nothing_for_the_others():
+    data, _ = parts()
+    large = {**data, "other": data["other"] * 1e6}
+    assert rebuilt_error(large) == pytest.approx(rebuilt_error(data), rel=0.01)
+
+
+def test_a_block_of_noise_leaves_the_others_alone():
+    data, noise = parts()
+    alone = {"five": data["five"]}
+    assert rebuilt_error({**alone, "noise": noise}) < 1.05 * rebuilt_error(alone)
+
+
+def test_a_column_that_is_rarely_there_keeps_its_share():
+    data, _ = parts()
+    y = data["other"][:, 0].copy()
+    y[np.arange(len(y)) % 10 != 0] = np.nan
+    ae = refold.Autoencoder(3, epochs=0).fit({"five": data["five"], "y": y})
+    start = ae.history_[0]
+    assert start["valid_y"] == pytest.approx(start["valid_five"], rel=1.0)
+    assert ae.spec_.weights["y"][0] > 5 * ae.spec_.weights["five"][0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -143,8 +144,9 @@ def start_centred(model: Model, rows: Batch) -> None:
     mean = torch.zeros(0)
     for names, lead in model.fusion.leads:
         mean = torch.cat([hidden[k] for k in names], 1).mean(0)
-        if isinstance(lead.bias, Tensor):  # none where a norm follows
-            lead.bias -= lead.weight @ mean
+        bias = cast("Tensor | None", lead.bias)
+        if bias is not None:  # there is none where a norm follows
+            bias -= lead.weight @ mean
     path = model.fusion.linear_path()
     if path is not None and path.beside:
         path.down_bias.sub_(path.down @ mean)
