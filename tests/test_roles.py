@@ -353,7 +353,7 @@ def test_blocks_images_and_shares_are_filled():
     full = ae.impute(holes)
     assert type(full) is np.ndarray
     assert (full[~np.isnan(holes)] == holes[~np.isnan(holes)]).all()
-    assert np.abs(full - x).max() < 1.0
+    assert np.abs(full - x)[np.isnan(holes)].mean() < 0.3
     both = ae.impute(holes, flags=True)
     assert both.shape == (N, 12)
     image = np.repeat(r.random((60, 1, 1)), 8, 1) * np.ones((1, 8, 8))

@@ -44,7 +44,7 @@ def test_indicators_are_made_of_as_many_rows_as_fit(classes, monkeypatch):
     monkeypatch.setattr(start, "MOST", 2000)
     some = start.design(heads, rows)
     assert torch.equal(some, whole[::18])
-    assert some.numel() <= 2000
+    assert len(some) == 28
 
 
 def test_of_numbers_the_principal_components_are_those_of_all_rows(monkeypatch):
@@ -68,8 +68,8 @@ def test_components_of_wide_rows_are_those_of_rows_that_fit(monkeypatch):
     monkeypatch.setattr(pca, "MOST", 5000 * 40)
     x = torch.randn(300, 3) @ torch.randn(3, 5000)
     found = pca.principal_components(x, 3)
-    exact = pca.principal_components(x[::8], 3)
-    torch.testing.assert_close(found.variance, exact.variance)
+    some = (x[::8].double() - x.double().mean(0)).square().sum() / len(x[::8])
+    assert found.total == pytest.approx(float(some))
     assert float(found.variance.sum()) == pytest.approx(found.total)
 
 
@@ -81,6 +81,7 @@ def test_rows_of_an_evaluation_are_fewer_where_outputs_are_wide(wide, monkeypatc
     monkeypatch.setattr(loop, "VALIDATION_NUMBERS", 45 * 30)
     assert loop.portion_of(model) == 30
     assert loop.evaluate(model, rows, None, 0, portion=30) == pytest.approx(whole, rel=1e-6)
+    model.eval()  # the code's own constraint was in force
 
 
 def test_quality_is_the_same_part_by_part(wide, monkeypatch):

@@ -15,6 +15,7 @@ from refold.data.corruptions import Corruption, corruptions
 from refold.data.schema import Schema
 from refold.fields import Field
 from refold.latents import Latent, latents
+from refold.model import Model
 from refold.modelfile import Saved
 from refold.parts import PartSpec
 from refold.penalties import Penalty, penalties
@@ -53,6 +54,8 @@ def pack(ae: Autoencoder) -> Saved:
         "feature_names": [str(n) for n in getattr(ae, "feature_names_in_", ())],
     }
     weights = {k: v.cpu() for k, v in ae.model_.state_dict().items()}
+    for i, member in enumerate(ae.members_, 1):
+        weights |= {f"member{i}.{k}": v.cpu() for k, v in member.state_dict().items()}
     config["turned"] = [k for k, v in weights.items() if v.ndim == 2 and not v.is_contiguous()]
     local = {} if ae.local_ is None else ae.local_.tensors()
     calibration = {**ae.calibration_.tensors(), **local}
@@ -70,16 +73,9 @@ def unpack(saved: Saved, ae: Autoencoder) -> None:
     config = saved.config
     ae.schema_ = Schema.from_json(config["schema"])
     ae.spec_ = ModelSpec.from_json(config["spec"])
-    with torch.random.fork_rng([]):
-        ae.model_ = ae.spec_.build(ae.schema_)
-    ae.model_.load_state_dict(dict(saved.weights))
-    for name in config.get("turned", ()):
-        # A weight that was untied lies in memory as its transpose did, and so rounds the same.
-        weight = ae.model_.get_parameter(name)
-        weight.data = weight.data.t().contiguous().t()
-    ae.model_.eval()
-    if ae.device == "auto" and torch.cuda.is_available():
-        ae.model_.to("cuda")
+    names = dict.fromkeys(k.split(".")[0] for k in saved.weights if k.startswith("member"))
+    ae.model_, *members = (_model(saved, ae, prefix) for prefix in ("", *names))
+    ae.members_ = tuple(members)
     ae.plan_ = Plan.from_json(config["plan"])
     judged: dict[str, Any] = {"curve": [], **config["quality"]}
     judged["curve"] = tuple(tuple(point) for point in judged["curve"])
@@ -101,6 +97,21 @@ def unpack(saved: Saved, ae: Autoencoder) -> None:
         ae.n_features_in_ = config["n_features"]
     if config["feature_names"]:
         ae.feature_names_in_ = np.array(config["feature_names"], dtype=object)
+
+
+def _model(saved: Saved, ae: Autoencoder, prefix: str) -> Model:
+    """Build a model and load its weights: those of the given prefix, or without any."""
+    with torch.random.fork_rng([]):
+        model = ae.spec_.build(ae.schema_)
+    names = {f"{prefix}.{k}" if prefix else k: k for k in model.state_dict()}
+    model.load_state_dict({k: saved.weights[name] for name, k in names.items()})
+    for name in saved.config.get("turned", ()):
+        if name in names:
+            # A weight that was untied lies in memory as its transpose did, and so rounds the same.
+            weight = model.get_parameter(names[name])
+            weight.data = weight.data.t().contiguous().t()
+    model.eval()
+    return model.to("cuda") if ae.device == "auto" and torch.cuda.is_available() else model
 
 
 def _plain(value: Any) -> Any:

@@ -237,7 +237,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         self.model_, self.plan_, self.run_ = learnt.model, learnt.plan, learnt.run
         self.history_ = learnt.run.history
         self.quality_, self.calibration_ = learnt.quality, learnt.calibration
-        self.local_ = learnt.local
+        self.local_, self.members_ = learnt.local, learnt.members
         self.reasons_, self.notes_ = learnt.reasons, learnt.notes
         self.n_rows_ = len(table)
         if self.run_.best.get("dead_units", 0) == self.spec_.size:
@@ -391,16 +391,20 @@ class Autoencoder(TransformerMixin, BaseEstimator):
                 stacklevel=2,
             )
 
-        def filled(draw: bool) -> Any:
-            columns = complete.imputed(
-                self.model_, table, rows, self.schema_, self.local_, draw=draw, flags=flags
-            )
-            return table.container.rebuild(columns)
-
+        models = (self.model_, *self.members_)
         if n is None:
-            return filled(draw=False)
-        with seeded(self.seed if seed is None else seed):
-            return [filled(draw=True) for _ in range(n)]
+            values = [complete.likeliest(models, table, rows, self.schema_, self.local_)]
+        else:
+            with seeded(self.seed if seed is None else seed):
+                values = [
+                    complete.possible(models[i % len(models)], table, rows, self.schema_)
+                    for i in range(n)
+                ]
+        found = [
+            table.container.rebuild(complete.filled(table, self.schema_, v, flags=flags))
+            for v in values
+        ]
+        return found[0] if n is None else found
 
     @torch.inference_mode()
     def score_samples(self, X: Any) -> NDArray[np.float64]:
@@ -501,7 +505,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         with seeded(self.seed):
             smaller.model_ = truncated(self.model_, self.spec_, self.schema_, size)
         smaller.quality_ = truncated_quality(self.quality_, size)
-        smaller.local_ = None
+        smaller.local_, smaller.members_ = None, ()
         known = self.calibration_
         smaller.calibration_ = replace(
             known,

@@ -68,7 +68,10 @@ class Course:
 
 @dataclass(frozen=True)
 class Learnt:
-    """A trained model, and all that was found out on the way."""
+    """A trained model, and all that was found out on the way.
+
+    ``members`` are further models of the same parts, which help to fill gaps.
+    """
 
     schema: Schema
     spec: ModelSpec
@@ -79,6 +82,7 @@ class Learnt:
     quality: Quality
     calibration: Calibration
     local: Local | None
+    members: tuple[Model, ...]
     reasons: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -120,7 +124,8 @@ def learn(
     bfloat16 = course.bfloat16 or (
         usual.pop("precision", "") == "bfloat16" and not course.float32 and fast_bfloat16(device)
     )
-    plan = Plan.choose(len(train_at), **{**course.plan, **usual, **given})
+    wanted = {k: v for k, v in usual.items() if k in course.plan}
+    plan = Plan.choose(len(train_at), **{**course.plan, **wanted, **given})
     reasons = list(chosen.reasons)
     solved = _is_solved(chosen, model, every, course)
     if solved:
@@ -131,21 +136,37 @@ def learn(
     balancer = begin(course.wishes.weights, model, schema.fields, train.targets, reasons)
     noise = chosen.spec.corruption
     if noise is not None and len(model.inputs) < len(schema.fields):
-        train = train.seeing(model.inputs)  # a corruption has no business with what is predicted
+        every = every.seeing(model.inputs)  # a corruption has no business with what is predicted
+        train = train.seeing(model.inputs)
         held = None if held is None else held.seeing(model.inputs)
-    run = loop(
-        model,
-        train.targets,
-        None if held is None else held.targets,
-        plan,
-        inputs=train.inputs,
-        held_inputs=None if held is None else held.inputs,
-        corruption=None if noise is None else corruptions.build(noise),
-        seed=course.seed,
-        bfloat16=bfloat16,
-        balancer=balancer,
-        watch=watch,
-    )
+
+    def train_on(
+        model: Model, train: Rows, held: Rows | None, seed: int, watch: Watch | None
+    ) -> Run:
+        return loop(
+            model,
+            train.targets,
+            None if held is None else held.targets,
+            plan,
+            inputs=train.inputs,
+            held_inputs=None if held is None else held.inputs,
+            corruption=None if noise is None else corruptions.build(noise),
+            seed=seed,
+            bfloat16=bfloat16,
+            balancer=balancer,
+            watch=watch,
+        )
+
+    run = train_on(model, train, held, course.seed, watch)
+    members: list[Model] = []
+    for seed in range(course.seed + 1, course.seed + usual.get("members", 1)):
+        # Each with rows of its own held out, so that together they have learnt from all.
+        torch.manual_seed(seed)
+        here, there = split(len(table), len(held_at) / len(table), seed)
+        other = begun(chosen, schema, every.part(here, device).targets, course, device)
+        apart = every.part(there, device) if len(there) else None
+        train_on(other, every.part(here, device), apart, seed, None)
+        members.append(other)
     if balancer is not None:
         balancer.rest()
     judged = targets.rows(torch.from_numpy(train_at if held is None else held_at))
@@ -172,6 +193,7 @@ def learn(
         figures,
         calibration,
         local,
+        tuple(members),
         tuple(reasons),
         (*table.notes, *notes),
     )

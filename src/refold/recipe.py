@@ -19,7 +19,8 @@ class Recipe:
     than the dense one, ``pretrain`` how layers are trained before all of them are, and ``only`` the
     kinds of field the recipe is for (none: all). ``body`` gives options of the body by the number
     of rows and entries, the code then as wide as its first layer, and ``training`` arguments of the
-    estimator that the user left out; ``held_out`` is how many rows it takes to judge, where a fifth
+    estimator that the user left out (and ``members``, how many models answer together where gaps
+    are filled); ``held_out`` is how many rows it takes to judge, where a fifth
     of all are as many. ``local`` has gaps filled with what rows nearby know besides the network.
     """
 
@@ -218,6 +219,7 @@ def patient(rows: int, entries: int) -> Mapping[str, Any]:
         "optimizer": f"adamw(weight_decay={0.01 if rows > 500 else 0.05})",
         "patience": 1000,
         "precision": "bfloat16" if many else "float32",
+        "members": 1 if rows >= MANY else 2 if rows > 500 else 4,
     }
 
 

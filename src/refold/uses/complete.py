@@ -80,51 +80,70 @@ def _labels(own: Field) -> list[tuple[str, str]]:
 
 
 @torch.inference_mode()
-def imputed(
-    model: Model,
-    table: Table,
-    rows: Batch,
-    schema: Schema,
-    local: Local | None,
-    *,
-    draw: bool,
-    flags: bool,
+def likeliest(
+    models: Sequence[Model], table: Table, rows: Batch, schema: Schema, local: Local | None
 ) -> dict[str, Column]:
-    """Columns of ``table`` with their gaps filled: by the best value, or ``draw`` one.
+    """Best single values of every column of ``table`` with a gap.
 
-    Observed cells are those of the table. ``local`` knows what to add to the network's answers.
+    What several ``models`` expect is averaged; ``local`` knows what to add to it.
+    """
+    columns, model = _open(table, schema), models[0]
+    if not columns:
+        return {}
+    points = inference.joined(_points(model, rows, schema, columns))
+    if local is not None or len(models) > 1:
+        before = views_of(model, rows, schema)
+        after = averaged([before, *(views_of(m, rows, schema) for m in models[1:])])
+        if local is not None:
+            after = local.corrected(model, rows, schema, after)
+        points = {k: moved(schema.fields[k], p, before[k], after[k]) for k, p in points.items()}
+    return schema.values(points)
+
+
+def averaged(views: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Mean of what several models expect, field by field."""
+    return {k: torch.stack([v[k] for v in views]).mean(0) for k in views[0]}
+
+
+def moved(own: Field, points: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """Best single values once a model expects ``after`` in place of ``before``, ``[n, V]`` each."""
+    if max(own.sizes) == 1:
+        return points + (after - before)
+    level = segment_argmax(after, own.sizes)
+    top = (torch.tensor(own.sizes) - 1).clamp_min(1)
+    return level / top if isinstance(own, Ordinal) else level
+
+
+@torch.inference_mode()
+def possible(model: Model, table: Table, rows: Batch, schema: Schema) -> dict[str, Column]:
+    """One draw of what the model holds possible for every column of ``table`` with a gap."""
+    columns = _open(table, schema)
+    if not columns:
+        return {}
+    refuse_pointlike(model, schema, columns)
+    return schema.values(drawn(model, rows, schema, 1))
+
+
+def filled(
+    table: Table, schema: Schema, values: Mapping[str, Column], *, flags: bool
+) -> dict[str, Column]:
+    """Columns of ``table`` with ``values`` in their gaps; observed cells are those of the table.
+
     With ``flags``, a column of booleans for every column that had a gap follows them all.
     """
-    columns = _open(table, schema)
-    values: dict[str, Column] = {}
-    if columns and draw:
-        refuse_pointlike(model, schema, columns)
-        with drawing(model):
-            found = inference.joined(
-                [
-                    {k: v[:count] for k, v in inference.draws(model, o.params, schema).items()}
-                    for o, count in inference.outputs(model, rows, schema)
-                ]
-            )
-        values = schema.values(found)
-    elif columns:
-        found = inference.joined(_points(model, rows, schema, columns))
-        if local is not None:
-            found |= _moved(model, rows, schema, local, found)
-        values = schema.values(found)
-    filled, marks = dict(table.columns), dict[str, Column]()
+    whole, marks = dict(table.columns), dict[str, Column]()
     for name, column in table.columns.items():
         gaps = missing(column)
         if not gaps.any():
             continue
         if name in values:
             own = schema.fields[schema.field_of(name)]
-            filled[name] = fill(column, _like_training(values[name], own, name), own)
+            whole[name] = fill(column, _like_training(values[name], own, name), own)
         elif name in schema.aside and schema.aside[name].value is not None:
             constant = pa.scalar(schema.aside[name].value)
-            filled[name] = compute.coalesce(column, constant.cast(scalar(column).type))
+            whole[name] = compute.coalesce(column, constant.cast(scalar(column).type))
         marks[name + FLAG] = pa.chunked_array([gaps]) if gaps.ndim == 1 else gaps
-    return {**filled, **marks} if flags else filled
+    return {**whole, **marks} if flags else whole
 
 
 def unfilled(table: Table, schema: Schema) -> list[str]:
@@ -197,26 +216,6 @@ def missing(column: Column) -> Any:
         floating = column.dtype.kind == "f"
         return np.isnan(column) if floating else np.zeros(column.shape, dtype=bool)
     return column.is_null(nan_is_null=True).to_numpy()
-
-
-def _moved(
-    model: Model, rows: Batch, schema: Schema, local: Local, points: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Points of the rebuilt fields among ``points``, with what rows nearby add to them."""
-    before = views_of(model, rows, schema)
-    after = local.corrected(model, rows, schema, before)
-    moved: dict[str, Tensor] = {}
-    for k in model.rebuilt:
-        if k not in points:
-            continue
-        own, sizes = schema.fields[k], schema.fields[k].sizes
-        if max(sizes) == 1:
-            moved[k] = points[k] + (after[k] - before[k])
-        else:
-            level = segment_argmax(after[k], sizes)
-            top = (torch.tensor(sizes) - 1).clamp_min(1)
-            moved[k] = level / top if isinstance(own, Ordinal) else level
-    return moved
 
 
 def gaps(table: Table) -> int:

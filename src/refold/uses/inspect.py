@@ -24,6 +24,7 @@ from refold.types import Batch
 Mask: TypeAlias = NDArray[np.bool_]
 
 MOST = 1 << 24  # numbers of rows and their reconstructions that are compared at a time
+CACHED = 64  # rows at a time where one portion has more
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,9 @@ def _parts(model: Model, rows: Batch) -> Iterator[Batch]:
 
 def _squares(views: Tensor, predicted: Tensor, principal: Principal, size: int) -> Tensor:
     """Squared errors of a model, of ``size`` components and of the mean, each summed up."""
+    if views.numel() > MOST and len(views) > CACHED:
+        portions = zip(views.split(CACHED), predicted.split(CACHED), strict=True)
+        return torch.stack([_squares(*both, principal, size) for both in portions]).sum(0)
     others = (predicted, projected(views, principal, size), principal.mean.float())
     return torch.stack([(views - other).double().square().nansum() for other in others])
 
