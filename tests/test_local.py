@@ -17,7 +17,7 @@ def test_carried_errors_are_kriging_by_hand():
     residuals = torch.randn(7, 3, generator=g, dtype=torch.float64)
     residuals[2, 1] = torch.nan
     points = torch.randn(4, 3, generator=g, dtype=torch.float64)
-    known = Local(rows, residuals, torch.ones(3))
+    known = Local(rows, residuals, torch.ones(3), torch.ones(3))
     found = known.carried(points, torch.tensor([1]))[:, 0].numpy()
     keep = [0, 1, 3, 4, 5, 6]
     there, errors = rows.numpy()[keep].copy(), residuals.numpy()[keep, 1]
@@ -36,7 +36,7 @@ def test_only_the_nearest_count(monkeypatch):
     rows = torch.tensor([[0.0, 0.0], [1.0, 0.0], [50.0, 0.0]])
     residuals = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 99.0]])
     rows[:, 1] += residuals[:, 1]  # values are predictions of 0 with these errors
-    found = Local(rows, residuals, torch.ones(2)).carried(
+    found = Local(rows, residuals, torch.ones(2), torch.ones(2)).carried(
         torch.tensor([[0.4, 0.0]]), torch.tensor([1])
     )
     assert 0.5 < float(found) < 1.5
@@ -102,9 +102,10 @@ def test_what_is_kept_is_saved(tmp_path):
 
 def test_too_few_rows_or_too_many_entries_have_no_neighbours():
     r = np.random.default_rng(0)
-    assert (
-        refold.Autoencoder(recipe="imputation", epochs=1).fit(r.normal(size=(60, 3))).local_ is None
-    )
+    few = refold.Autoencoder(recipe="imputation", epochs=1).fit(r.normal(size=(60, 3)))
+    assert few.local_ is not None
+    assert float(few.local_.strength.max()) == 0
+    assert float(few.local_.spread.min()) > 0
     wide = r.normal(size=(200, near.WIDEST + 1))
     assert refold.Autoencoder(recipe="imputation", epochs=1).fit(wide).local_ is None
     assert refold.Autoencoder(2, epochs=1).fit(r.normal(size=(300, 3))).local_ is None

@@ -349,7 +349,7 @@ def test_blocks_images_and_shares_are_filled():
     x = r.normal(size=(N, 1)) @ np.ones((1, 6))
     holes = x.copy()
     holes[::7, 2] = np.nan
-    ae = refold.Autoencoder(1, recipe="imputation", epochs=30).fit(holes)
+    ae = refold.Autoencoder(recipe="imputation", epochs=100).fit(holes)
     full = ae.impute(holes)
     assert type(full) is np.ndarray
     assert (full[~np.isnan(holes)] == holes[~np.isnan(holes)]).all()

@@ -397,8 +397,8 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         else:
             with seeded(self.seed if seed is None else seed):
                 values = [
-                    complete.possible(models[i % len(models)], table, rows, self.schema_)
-                    for i in range(n)
+                    complete.possible(models, table, rows, self.schema_, self.local_)
+                    for _ in range(n)
                 ]
         found = [
             table.container.rebuild(complete.filled(table, self.schema_, v, flags=flags))

@@ -197,7 +197,7 @@ def vae() -> Recipe:
 def unsqueezed(rows: int, entries: int) -> Mapping[str, Any]:
     """Residual layers of one width, by the data they can learn from, and back in one."""
     many = rows >= MANY and entries >= FEW
-    width, dropout = (512, 0.05) if many else (256, 0.1 if rows > 500 else 0.3)
+    width, dropout = (512, 0.0) if many else (256, 0.1 if rows > 500 else 0.3)
     return {
         "hidden": (width, {"width": width, "repeat": 4 if many else 2, "residual": True}),
         "mirror": (),
@@ -232,7 +232,6 @@ def imputation() -> Recipe:
     """
     return Recipe(
         corruption="hide(rate=(0.0, 0.5), score=hidden)",
-        likelihoods=dict.fromkeys(("numeric", "vector", "image"), "gaussian"),
         body=unsqueezed,
         training=patient,
         held_out=50,

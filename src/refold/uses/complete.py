@@ -92,17 +92,63 @@ def likeliest(
         return {}
     points = inference.joined(_points(model, rows, schema, columns))
     if local is not None or len(models) > 1:
-        before = views_of(model, rows, schema)
-        after = averaged([before, *(views_of(m, rows, schema) for m in models[1:])])
-        if local is not None:
-            after = local.corrected(model, rows, schema, after)
+        before, after = expected(models, rows, schema, local)
         points = {k: moved(schema.fields[k], p, before[k], after[k]) for k, p in points.items()}
     return schema.values(points)
 
 
-def averaged(views: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Mean of what several models expect, field by field."""
-    return {k: torch.stack([v[k] for v in views]).mean(0) for k in views[0]}
+@torch.inference_mode()
+def possible(
+    models: Sequence[Model], table: Table, rows: Batch, schema: Schema, local: Local | None
+) -> dict[str, Column]:
+    """One draw of what the models hold possible for every column of ``table`` with a gap.
+
+    A code with a prior is drawn, and values given it. Else classes are drawn from their
+    probabilities, and numbers stray from the best value as far as ``local`` saw them stray in rows
+    held out; without it, as far as the likelihood of the field says.
+    """
+    columns, model = _open(table, schema), models[0]
+    if not columns:
+        return {}
+    if local is None or model.latent.generative:
+        refuse_pointlike(model, schema, columns)
+        return schema.values(drawn(model, rows, schema, 1))
+    points = inference.joined(_points(model, rows, schema, columns))
+    before, after = expected(models, rows, schema, local)
+    at = 0
+    for k in model.rebuilt:
+        sizes = schema.fields[k].sizes
+        spread = local.spread[at : at + sum(sizes)]
+        at += sum(sizes)
+        if isinstance(schema.fields[k], Distribution):
+            continue  # how far shares stray together is not known
+        if max(sizes) == 1 and not isinstance(schema.fields[k], Binary):
+            after[k] = after[k] + spread * torch.randn_like(after[k])
+        elif max(sizes) == 1:
+            after[k] = (torch.rand_like(after[k]) < after[k]).to(after[k].dtype)
+        else:
+            after[k] = drawn_levels(after[k], sizes)
+    points = {k: moved(schema.fields[k], p, before[k], after[k]) for k, p in points.items()}
+    return schema.values(points)
+
+
+def drawn_levels(shares: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """Draw a level of each class from its probabilities ``[n, V]``: 1 where it fell, else 0."""
+    found = [
+        torch.zeros_like(p).scatter_(1, p.clamp_min(1e-9).multinomial(1), 1.0)
+        for p in shares.split(sizes, 1)
+    ]
+    return torch.cat(found, 1)
+
+
+def expected(
+    models: Sequence[Model], rows: Batch, schema: Schema, local: Local | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the first model expects, and what all of them do with what rows nearby know."""
+    before = views_of(models[0], rows, schema)
+    every = [before, *(views_of(m, rows, schema) for m in models[1:])]
+    after = {k: torch.stack([v[k] for v in every]).mean(0) for k in before}
+    return before, after if local is None else local.corrected(models[0], rows, schema, after)
 
 
 def moved(own: Field, points: Tensor, before: Tensor, after: Tensor) -> Tensor:
@@ -112,16 +158,6 @@ def moved(own: Field, points: Tensor, before: Tensor, after: Tensor) -> Tensor:
     level = segment_argmax(after, own.sizes)
     top = (torch.tensor(own.sizes) - 1).clamp_min(1)
     return level / top if isinstance(own, Ordinal) else level
-
-
-@torch.inference_mode()
-def possible(model: Model, table: Table, rows: Batch, schema: Schema) -> dict[str, Column]:
-    """One draw of what the model holds possible for every column of ``table`` with a gap."""
-    columns = _open(table, schema)
-    if not columns:
-        return {}
-    refuse_pointlike(model, schema, columns)
-    return schema.values(drawn(model, rows, schema, 1))
 
 
 def filled(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
@@ -42,7 +42,8 @@ class Local:
     Where an entry is hidden, its own prediction stands for it in :math:`f` and :math:`f_r`.
 
     ``rows`` ``[R, V]`` are the references, filled; ``residuals`` ``[R, V]`` their errors, NaN where
-    nothing was observed; ``strength`` ``[V]`` is :math:`\beta`.
+    nothing was observed; ``strength`` ``[V]`` is :math:`\beta`. ``spread`` ``[V]`` is the standard
+    deviation of what is left of the errors in rows held out, with their gaps as they are.
 
     Sources: Cressie, Statistics for Spatial Data, 1993, for kriging; Gramacy & Apley, Local
     Gaussian Process Approximation for Large Computer Experiments, 2015, for doing it nearby.
@@ -51,6 +52,7 @@ class Local:
     rows: Tensor
     residuals: Tensor
     strength: Tensor
+    spread: Tensor
 
     @classmethod
     @torch.inference_mode()
@@ -60,18 +62,19 @@ class Local:
         Those held out are references too from then on. None where rows nearby are of no use.
         """
         sizes = [size for k in model.rebuilt for size in schema.fields[k].sizes]
-        if not 1 < sum(sizes) <= WIDEST or len(rows) < FEWEST:
+        if not 1 < sum(sizes) <= WIDEST:
             return None
         count = min(REFERENCES, max(FEWEST, PASSES // len(sizes)))
         points, errors = judged(model, spaced(rows, count), schema)
-        known = cls(points, errors, torch.ones(sum(sizes)))
+        strength, spread = torch.zeros(sum(sizes)), torch.zeros(sum(sizes))
+        known = cls(points, errors, strength, spread)
         points, errors = judged(model, spaced(held_out, count // 5), schema)
-        strength = torch.zeros(sum(sizes))
         for _, _, columns in entries_of(model, schema):
             at = (~errors[:, columns[0]].isnan()).nonzero().flatten()
-            if len(at) < ENOUGH:
-                continue
             missed = errors[at][:, columns]
+            spread[columns] = missed.square().mean(0).nan_to_num().sqrt()
+            if len(at) < ENOUGH or len(rows) < FEWEST:
+                continue
             there = points[at]
             there[:, columns] -= missed  # the prediction in place of the value
             found = known.carried(there, columns)
@@ -81,8 +84,9 @@ class Local:
             if len(columns) > 1 and not more_right(there[:, columns], found * trust, missed):
                 continue
             strength[columns] = trust
+            spread[columns] = (missed - found * trust).square().mean(0).sqrt()
         both = torch.cat([known.rows, points]), torch.cat([known.residuals, errors])
-        return cls(*both, strength)
+        return cls(*both, strength, spread)
 
     @torch.inference_mode()
     def corrected(
@@ -123,15 +127,14 @@ class Local:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is saved."""
-        return {"local_rows": self.rows, "local_residuals": self.residuals,
-                "local_strength": self.strength}  # fmt: skip
+        return {f"local_{f.name}": getattr(self, f.name) for f in fields(self)}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self | None:
         """Rebuild from :meth:`tensors`; None where there is nothing."""
         if "local_rows" not in tensors:
             return None
-        return cls(tensors["local_rows"], tensors["local_residuals"], tensors["local_strength"])
+        return cls(*(tensors[f"local_{f.name}"] for f in fields(cls)))
 
 
 def more_right(shares: Tensor, change: Tensor, missed: Tensor) -> bool:
