@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from refold import archive, inference, modelfile
 from refold.assemble import Wishes
 from refold.data.containers import container, frame
-from refold.data.corruptions import Corruption
+from refold.data.corruptions import Corruption, corruptions
 from refold.data.pairs import is_paired, stacked
 from refold.data.schema import Override
 from refold.data.sources import read
@@ -586,9 +586,15 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         return table
 
     def _encode(self, table: Table, absent: Collection[str] = ()) -> Batch:
-        """Rows as tensors; columns in ``absent`` are expected to be missing, others remarked on."""
+        """Rows as tensors; columns in ``absent`` are expected to be missing, others remarked on.
+
+        A model that learnt with entries hidden expects it of any.
+        """
         if len(table) == 0:
             raise InputError("the data has no rows (0 samples); give at least one")
+        noise = self.spec_.corruption
+        if noise is not None and corruptions.build(noise).hides:
+            absent = self.schema_.order
         rows, notes = self.schema_.encode(table, absent)
         if notes:
             warnings.warn("; ".join(notes), InputWarning, stacklevel=3)
