@@ -467,13 +467,3 @@ def test_a_block_of_noise_leaves_the_others_alone():
     data, noise = parts()
     alone = {"five": data["five"]}
     assert rebuilt_error({**alone, "noise": noise}) < 1.05 * rebuilt_error(alone)
-
-
-def test_a_column_that_is_rarely_there_keeps_its_share():
-    data, _ = parts()
-    y = data["other"][:, 0].copy()
-    y[np.arange(len(y)) % 10 != 0] = np.nan
-    ae = refold.Autoencoder(3, epochs=0).fit({"five": data["five"], "y": y})
-    start = ae.history_[0]
-    assert start["valid_y"] == pytest.approx(start["valid_five"], rel=1.0)
-    assert ae.spec_.weights["y"][0] > 5 * ae.spec_.weights["five"][0]

@@ -482,7 +482,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
             table = self._read(one_row(given) if isinstance(given, Mapping) else given)
             rows = self._encode(table, self.schema_.order)
             found = complete.drawn(self.model_, rows, self.schema_, n)
-        columns = complete.keep_given(self.schema_.decode(found), table, n)
+        columns = complete.keep_given(self.schema_.decode(found), table, n, self.schema_)
         return self._container().rebuild(columns)
 
     def truncate(self, size: int, X: Any = None) -> Autoencoder:

@@ -133,7 +133,6 @@ def learn(
         reasons.append("no training steps: the principal components are the optimum")
     if model.latent.relaxed:
         reasons.append("codes are freer in use than in training: reconstructions differ from those")
-    balancer = begin(course.wishes.weights, model, schema.fields, train.targets, reasons)
     noise = chosen.spec.corruption
     if noise is not None and len(model.inputs) < len(schema.fields):
         every = every.seeing(model.inputs)  # a corruption has no business with what is predicted
@@ -141,9 +140,15 @@ def learn(
         held = None if held is None else held.seeing(model.inputs)
 
     def train_on(
-        model: Model, train: Rows, held: Rows | None, seed: int, watch: Watch | None
+        model: Model,
+        train: Rows,
+        held: Rows | None,
+        seed: int,
+        watch: Watch | None,
+        said: list[str],
     ) -> Run:
-        return loop(
+        balancer = begin(course.wishes.weights, model, schema.fields, train.targets, said)
+        run = loop(
             model,
             train.targets,
             None if held is None else held.targets,
@@ -156,19 +161,22 @@ def learn(
             balancer=balancer,
             watch=watch,
         )
+        if balancer is not None:
+            balancer.rest()
+        return run
 
-    run = train_on(model, train, held, course.seed, watch)
+    run = train_on(model, train, held, course.seed, watch, reasons)
     members: list[Model] = []
     for seed in range(course.seed + 1, course.seed + usual.get("members", 1)):
-        # Each with rows of its own held out, so that together they have learnt from all.
+        if run.stopped == "interrupted":
+            break
+        # Each with rows of its own held out, so that together they learn from nearly all.
         torch.manual_seed(seed)
         here, there = split(len(table), len(held_at) / len(table), seed)
         other = begun(chosen, schema, every.part(here, device).targets, course, device)
         apart = every.part(there, device) if len(there) else None
-        train_on(other, every.part(here, device), apart, seed, None)
+        train_on(other, every.part(here, device), apart, seed, None, [])
         members.append(other)
-    if balancer is not None:
-        balancer.rest()
     judged = targets.rows(torch.from_numpy(train_at if held is None else held_at))
     figures = quality(model, judged, schema, chosen.principal)
     if model.latent.ordered or solved:
@@ -177,7 +185,7 @@ def learn(
     calibration = Calibration.of(model, judged, schema, held is not None)
     local = None
     if get(chosen.recipe).local and held is not None:
-        local = Local.of(model, train.targets, judged, schema)
+        local = Local.of(model, targets.rows(torch.from_numpy(train_at)), judged, schema)
     if solved:
         # Held-out rows have served to judge; the closed form then takes them in as well.
         whole = targets.to(device)

@@ -85,10 +85,10 @@ def balance(
 
 @torch.no_grad()
 def baseline(head: Likelihood, x: Tensor, observed: Tensor | None) -> Tensor:
-    """Mean cost ``[E]`` per row of predicting a constant, on at most 20,000 rows.
+    """Mean cost ``[E]`` per observed entry of predicting a constant, on at most 20,000 rows.
 
-    A missing entry costs nothing, so one that is rarely there has a small mean, and balanced
-    weights make up for it.
+    Not per row: weights are part of the score, where an entry that is rarely there would make every
+    row that has it look unusual.
     """
     step = -(-len(x) // SAMPLE)
     x, observed = x[::step], None if observed is None else observed[::step]
@@ -111,7 +111,8 @@ def baseline(head: Likelihood, x: Tensor, observed: Tensor | None) -> Tensor:
             part, there = x[at], None if observed is None else observed[at]
             costs.append(head.weighted(params.expand(len(part), -1), part, there, 1.0).double())
         cells = torch.cat(costs)
-    return cells.mean(0)
+    seen = len(x) if observed is None else observed.sum(0).clamp_min(1)
+    return cells.sum(0) / seen
 
 
 @torch.no_grad()

@@ -236,13 +236,16 @@ def without(table: Table, columns: Collection[str]) -> Table:
     return replace(table, columns={k: c for k, c in table.columns.items() if k not in columns})
 
 
-def keep_given(drawn: Mapping[str, Column], given: Table, n: int) -> dict[str, Column]:
+def keep_given(
+    drawn: Mapping[str, Column], given: Table, n: int, schema: Schema
+) -> dict[str, Column]:
     """Put the values that were given, each ``n`` times, in place of what was drawn for them."""
     kept = given.take(np.repeat(np.arange(len(given)), n))
     result = dict(drawn)
     for name, column in kept.items():
-        known = column if name not in drawn else fill(column, drawn[name], None)
-        result[name] = known
+        learnt = name in drawn and any(name in f.columns for f in schema.fields.values())
+        own = schema.fields[schema.field_of(name)] if learnt else None
+        result[name] = column if own is None else fill(column, drawn[name], own)
     return result
 
 
@@ -259,24 +262,30 @@ def gaps(table: Table) -> int:
     return sum(int(missing(column).sum()) for column in table.columns.values())
 
 
-def fill(column: Column, values: Column, own: Field | None) -> Column:
+def fill(column: Column, values: Column, own: Field) -> Column:
     """Return the column with ``values`` where it is missing, in its own type."""
     if isinstance(column, np.ndarray):
         gaps = missing(column)
         if isinstance(own, Distribution):
-            values = _shares_left(column, np.asarray(values), gaps)
+            values = _shares_left(column, np.asarray(values), gaps, own.normalise)
         return np.where(gaps, as_dtype(np.asarray(values), column.dtype), column)
     if pa.types.is_null(scalar(column).type):  # a column without any value has no type either
         return values
     return compute.coalesce(column, cast(values, scalar(column).type))
 
 
-def _shares_left(column: Any, values: Any, gaps: Any) -> Any:
-    """Scale the predicted shares of missing entries to what the observed ones leave of one."""
-    left = 1.0 - np.where(gaps, 0.0, column).sum(1, keepdims=True)
+def _shares_left(column: Any, values: Any, gaps: Any, free: bool) -> Any:
+    """Scale the predicted shares of missing entries to what the observed ones leave of one.
+
+    Where rows have a ``free`` sum, the observed entries say what it is; a row without any is
+    filled with shares.
+    """
+    seen = np.where(gaps, 0.0, column).sum(1, keepdims=True)
     guessed = np.where(gaps, values, 0.0)
     total = guessed.sum(1, keepdims=True)
-    return guessed * np.clip(left, 0.0, None) / np.where(total > 0, total, 1.0)
+    if free:
+        return guessed * np.where(seen > 0, seen / np.clip(1.0 - total, 1e-6, None), 1.0)
+    return guessed * np.clip(1.0 - seen, 0.0, None) / np.where(total > 0, total, 1.0)
 
 
 def _like_training(values: Column, own: Field, name: str) -> Column:

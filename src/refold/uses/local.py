@@ -11,6 +11,7 @@ from torch import Tensor
 
 from refold import inference
 from refold.data.schema import Schema
+from refold.fields import Distribution
 from refold.model import Model
 from refold.types import Batch
 
@@ -39,7 +40,9 @@ class Local:
     :math:`\ell` is the mean distance of the nearest, :math:`\nu` the ``NUGGET``, and
     :math:`\beta` in [0, 1] was fitted, entry by entry, on rows that the network was not trained on:
     the regression of their errors on what is carried over, less one standard error.
-    Where an entry is hidden, its own prediction stands for it in :math:`f` and :math:`f_r`.
+    Where an entry is hidden, its own prediction stands for it in :math:`f` and :math:`f_r`. Other
+    gaps of a reference are filled with the entry in sight, which makes it look nearer than it is;
+    :math:`\beta` and the spread are judged on rows filled without it, as a real gap is.
 
     ``rows`` ``[R, V]`` are the references, filled; ``residuals`` ``[R, V]`` their errors, NaN where
     nothing was observed; ``strength`` ``[V]`` is :math:`\beta`. ``spread`` ``[V]`` is the standard
@@ -68,15 +71,19 @@ class Local:
         points, errors = judged(model, spaced(rows, count), schema)
         strength, spread = torch.zeros(sum(sizes)), torch.zeros(sum(sizes))
         known = cls(points, errors, strength, spread)
-        points, errors = judged(model, spaced(held_out, count // 5), schema)
-        for _, _, columns in entries_of(model, schema):
+        few = spaced(held_out, count // 5)
+        points, errors = judged(model, few, schema)
+        for name, entry, columns in entries_of(model, schema):
             at = (~errors[:, columns[0]].isnan()).nonzero().flatten()
+            if len(at) == 0:
+                continue
             missed = errors[at][:, columns]
             spread[columns] = missed.square().mean(0).nan_to_num().sqrt()
             if len(at) < ENOUGH or len(rows) < FEWEST:
                 continue
-            there = points[at]
-            there[:, columns] -= missed  # the prediction in place of the value
+            # As for a real gap, nothing in the row may have been filled with the entry in sight.
+            alone = hide(few.rows(at), name, entry)
+            there, _ = filled(model, alone, views_of(model, alone, schema))
             found = known.carried(there, columns)
             gain = (found * missed).sum(1)
             sure = gain.mean() - gain.std() / len(at) ** 0.5
@@ -96,14 +103,13 @@ class Local:
 
         Only where entries are missing; the others stay as they are.
         """
-        expected = torch.cat([views[k] for k in model.rebuilt], 1)
-        filled, seen = observed_views(model, rows, expected)
-        better = expected.clone()
+        points, seen = filled(model, rows, views)
+        better = torch.cat([views[k] for k in model.rebuilt], 1)
         for _, _, columns in entries_of(model, schema):
             at = (~seen[:, columns[0]]).nonzero().flatten()
             if len(at) == 0 or float(self.strength[columns[0]]) == 0:
                 continue
-            change = self.carried(filled[at], columns) * self.strength[columns]
+            change = self.carried(points[at], columns) * self.strength[columns]
             better[at[:, None], columns] += change
         widths = [views[k].shape[1] for k in model.rebuilt]
         return {**views, **dict(zip(model.rebuilt, better.split(widths, 1), strict=True))}
@@ -151,16 +157,15 @@ def spaced(rows: Batch, count: int) -> Batch:
 
 def judged(model: Model, rows: Batch, schema: Schema) -> tuple[Tensor, Tensor]:
     """Rows filled ``[n, V]``, and the error at each entry when it alone is hidden besides."""
-    expected = views_of(model, rows, schema)
-    filled, seen = observed_views(model, rows, torch.cat([expected[k] for k in model.rebuilt], 1))
-    errors = torch.full_like(filled, torch.nan)
+    points, seen = filled(model, rows, views_of(model, rows, schema))
+    errors = torch.full_like(points, torch.nan)
     for name, entry, columns in entries_of(model, schema):
         at = seen[:, columns[0]].nonzero().flatten()
         hidden = hide(rows.rows(at), name, entry)
         found = views_of(model, hidden, schema)
         guess = torch.cat([found[k] for k in model.rebuilt], 1)[:, columns]
-        errors[at[:, None], columns] = filled[at][:, columns] - guess
-    return filled, errors
+        errors[at[:, None], columns] = points[at][:, columns] - guess
+    return points, errors
 
 
 def hide(rows: Batch, name: str, entry: int) -> Batch:
@@ -180,8 +185,8 @@ def views_of(model: Model, rows: Batch, schema: Schema) -> dict[str, Tensor]:
     return inference.joined(parts)
 
 
-def observed_views(model: Model, rows: Batch, expected: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows ``[n, V]`` with ``expected`` where they are missing, and where they are not."""
+def filled(model: Model, rows: Batch, expected: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Rows ``[n, V]`` with what is ``expected`` where they are missing, and where they are not."""
     device = model.fusion.last_bias().device
     views: list[Tensor] = []
     masks: list[Tensor] = []
@@ -191,16 +196,20 @@ def observed_views(model: Model, rows: Batch, expected: Tensor) -> tuple[Tensor,
         everything = torch.ones(1, 1, dtype=torch.bool).expand_as(views[-1])
         masks.append(everything if seen is None else head.spread(seen.to(device)).cpu())
     known = torch.cat(masks, 1)
-    return torch.where(known, torch.cat(views, 1), expected), known
+    guesses = torch.cat([expected[k] for k in model.rebuilt], 1)
+    return torch.where(known, torch.cat(views, 1), guesses), known
 
 
 def entries_of(model: Model, schema: Schema) -> Iterator[tuple[str, int, Tensor]]:
     """Field and position of every entry that is seen and rebuilt, and its columns of the view.
 
-    A number is one column of the linear view, a class one for each of its levels.
+    A number is one column of the linear view, a class one for each of its levels. Distributions
+    are left out: their shares are missing all together, and only together can they be moved.
     """
     at = 0
     for name in model.rebuilt:
-        for entry, size in enumerate(schema.fields[name].sizes):
-            yield name, entry, torch.arange(at, at + size)
+        own = schema.fields[name]
+        for entry, size in enumerate(own.sizes):
+            if not isinstance(own, Distribution):
+                yield name, entry, torch.arange(at, at + size)
             at += size

@@ -25,22 +25,24 @@ class Corruption(ABC):
     """Whether it needs an image; fields of other kinds then pass through unchanged."""
     hides: bool = False
     """Whether it says of entries that they are missing, so that an encoder must be told which."""
-    only_hidden: bool = False
-    """Whether only entries that it hid are scored in training."""
+    scored: str = "all"
+    """Which entries are scored in training: all, or only those it hid, or only those it left."""
 
     @abstractmethod
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Corrupt a batch; equal generator states give equal draws. The input is not changed."""
 
     def target(self, clean: Batch, corrupted: Batch) -> Batch:
-        """What is scored: the clean batch, of which ``only_hidden`` leaves what was hidden."""
-        if not self.only_hidden:
+        """Return what is scored: the clean batch, or as :attr:`scored` says a part of it."""
+        if self.scored == "all":
             return clean
         observed: dict[str, Tensor | None] = {}
         for name, seen in clean.observed.items():
             visible = corrupted.observed.get(name)
             if name not in corrupted.x:  # predicted and never seen: all of it counts
                 observed[name] = seen
+            elif self.scored == "visible":
+                observed[name] = visible
             elif visible is None:
                 observed[name] = torch.zeros_like(clean.x[name].flatten(1), dtype=torch.bool)
             else:

@@ -36,7 +36,7 @@ class Chain(Corruption):
         self._links = [corruptions.build(spec) for spec in specs]
         self.images_only = any(link.images_only for link in self._links)
         self.hides = any(link.hides for link in self._links)
-        self.only_hidden = any(link.only_hidden for link in self._links)
+        self.scored = next((link.scored for link in self._links if link.scored != "all"), "all")
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Apply each in turn."""

@@ -12,6 +12,9 @@ from refold.errors import InputError, unknown
 from refold.types import Batch
 
 
+SCORES = ("all", "hidden", "visible")
+
+
 @final
 @register("hide")
 class Hide(Corruption):
@@ -22,9 +25,12 @@ class Hide(Corruption):
 
     ``rate`` is the pair ``(low, high)`` or one number: each row has its own share of hidden
     entries, so that one model knows rows with few gaps and rows with many. ``fields`` is the
-    probability that a field is hidden as a whole; one field of each row always stays. A share
+    probability that a field is hidden as a whole; one of a row is always spared that. A share
     ``whole`` of the rows loses nothing. What is hidden counts as missing for the encoder, keeps its
-    value, and stays a target; ``score="hidden"`` scores it alone, and not what could be copied.
+    value, and stays a target; ``score="hidden"`` scores it alone, and not what could be copied,
+    ``"visible"`` what is left, which for a variational model is the bound of what it sees. (Under
+    ``"all"`` its decoder also answers for what no code can know, as noise; that is of use where
+    fields tell nearly all of each other.)
 
     Sources: Yoon et al., GAIN, 2018, and Du et al., ReMasker, 2023 (arXiv:2309.13793) for entries;
     Wu & Goodman, Multimodal Generative Models for Scalable Weakly-Supervised Learning, 2018, for
@@ -56,10 +62,10 @@ class Hide(Corruption):
         check_share(whole, "the share of rows left whole")
         if fields == edges[1] == 0:
             raise InputError("rate and fields are both 0, so nothing is hidden; set one of them")
-        if score not in ("all", "hidden"):
-            raise unknown("score", score, ("all", "hidden"))
+        if score not in SCORES:
+            raise unknown("score", score, SCORES)
         self.rate, self.fields, self.whole, self.score = rate, fields, whole, score
-        self.only_hidden = score == "hidden"
+        self.scored = score
         self._low, self._high = edges
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
