@@ -211,7 +211,7 @@ def test_the_body_and_a_fields_backbone_are_the_users_to_choose():
     ("field", "message"),
     [
         ("vector(likelihood='categorical')", "cannot predict a field of kind 'vector'"),
-        ("vector(likelihood='bernoulli')", "use one of: mse, l1, huber, gaussian"),
+        ("vector(likelihood='bernoulli')", "add scale='unit'"),
         ("vector(likelihood='gauss')", "did you mean 'gaussian'"),
         ("vector(weight=-1.0)", "must be above 0"),
         ("vector(backbone='convv')", "did you mean 'conv'"),

@@ -73,7 +73,7 @@ def unpack(saved: Saved, ae: Autoencoder) -> None:
     config = saved.config
     ae.schema_ = Schema.from_json(config["schema"])
     ae.spec_ = ModelSpec.from_json(config["spec"])
-    names = dict.fromkeys(k.split(".")[0] for k in saved.weights if k.startswith("member"))
+    names = sorted({k.split(".")[0] for k in saved.weights if k.startswith("member")})
     ae.model_, *members = (_model(saved, ae, prefix) for prefix in ("", *names))
     ae.members_ = tuple(members)
     ae.plan_ = Plan.from_json(config["plan"])

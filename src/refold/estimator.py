@@ -391,6 +391,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
                 stacklevel=2,
             )
 
+        self._warn_untold(rows)
         models = (self.model_, *self.members_)
         if n is None:
             values = [complete.likeliest(models, table, rows, self.schema_, self.local_)]
@@ -408,7 +409,10 @@ class Autoencoder(TransformerMixin, BaseEstimator):
 
     @torch.inference_mode()
     def score_samples(self, X: Any) -> NDArray[np.float64]:
-        """How normal each row is, ``[n]``: minus its cost in nats; higher is more normal."""
+        """How normal each row is, ``[n]``: minus its weighted cost; higher is more normal.
+
+        With ``weights="equal"`` the cost is in nats. A target costs where its value is there.
+        """
         check_is_fitted(self)
         scores = [
             o.score[:count].double().cpu()
@@ -481,6 +485,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
                 return self._container().rebuild(self.schema_.decode(inference.joined(parts)))
             table = self._read(one_row(given) if isinstance(given, Mapping) else given)
             rows = self._encode(table, self.schema_.order)
+            self._warn_untold(rows)
             found = complete.drawn(self.model_, rows, self.schema_, n)
         columns = complete.keep_given(self.schema_.decode(found), table, n, self.schema_)
         return self._container().rebuild(columns)
@@ -510,6 +515,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         smaller.calibration_ = replace(
             known,
             scores=known.scores[:0],
+            bare=known.bare[:0],
             codes=known.codes[:0, :size],
             code_scores=known.scores[:0],
         )
@@ -599,6 +605,17 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         if notes:
             warnings.warn("; ".join(notes), InputWarning, stacklevel=3)
         return rows
+
+    def _warn_untold(self, rows: Batch) -> None:
+        """Say where gaps are taken for the mean, because training had none."""
+        fields = complete.untold(self.model_, rows)
+        if fields:
+            warnings.warn(
+                f"the model was fitted without gaps in '{fields[0]}', so it takes a gap there for "
+                f"the mean; fit with corruption='hide' or recipe='imputation' to have it learnt",
+                InputWarning,
+                stacklevel=3,
+            )
 
     def _refuse_skips(self, what: str) -> None:
         """Refuse uses of the code alone where the decoder sees more than the code."""

@@ -216,7 +216,11 @@ def start_pca(model: Model, rows: Batch, principal: Principal) -> None:
     path.down[:k, columns] = (axes * root[:, None] / scale).T.float()
     path.up.zero_()
     path.up[outputs, :k] = (axes / root[:, None] * scale).float()
-    path.down_bias[:k] = -(axes / scale).T.mv(principal.mean).float()
+    # Where an encoder is told of gaps, a gap is zero: the mean is taken away where a value is.
+    offset = -(axes / scale * principal.mean[:, None])
+    told, masks = _masks(model)
+    path.down[:k, masks] = offset[told].T.float()
+    path.down_bias[:k] = offset[~told].sum(0).float()
     path.up_bias[outputs] = (principal.mean / root).float()
 
 
@@ -228,6 +232,20 @@ def _entry_weights(model: Model) -> Tensor:
         for k in model.rebuilt
     ]
     return torch.cat(weights).double().clamp_min(1e-12)
+
+
+def _masks(model: Model) -> tuple[Tensor, Tensor]:
+    """Which rebuilt entries have a mask among the body's inputs, and where it is."""
+    told, masks, at = list[Tensor](), list[Tensor](), 0
+    for name in model.inputs:
+        geometry = model.backbones[name].geometry
+        if name in model.rebuilt:
+            count = len(geometry.sizes)
+            told.append(torch.full((count,), geometry.missing))
+            if geometry.missing:
+                masks.append(torch.arange(at + count, at + 2 * count))
+        at += model.backbones[name].encoded
+    return torch.cat(told), torch.cat(masks) if masks else torch.zeros(0, dtype=torch.long)
 
 
 def _places(model: Model, names: Sequence[str], widths: Sequence[int]) -> Tensor:

@@ -23,7 +23,7 @@ from refold.model import Model
 from refold.ops.segments import segment_argmax
 from refold.table import Column, Table, compute
 from refold.types import Batch
-from refold.uses.local import Local, views_of
+from refold.uses.local import WIDEST, Local, entries_of, views_of
 
 FLAG = "_imputed"
 
@@ -103,9 +103,10 @@ def possible(
 ) -> dict[str, Column]:
     """One draw of what the models hold possible for every column of ``table`` with a gap.
 
-    A code with a prior is drawn, and values given it. Else classes are drawn from their
-    probabilities, and numbers stray from the best value as far as ``local`` saw them stray in rows
-    held out; without it, as far as the likelihood of the field says.
+    A code with a prior is drawn, and values given it. Else entries are drawn one after the other, in
+    a random order, each given those before it: classes from their probabilities, numbers as far
+    from the best value as ``local`` saw them stray in rows held out. Without ``local`` all are drawn
+    at once, as far as the likelihood of the field says.
     """
     columns, model = _open(table, schema), models[0]
     if not columns:
@@ -113,42 +114,58 @@ def possible(
     if local is None or model.latent.generative:
         refuse_pointlike(model, schema, columns)
         return schema.values(drawn(model, rows, schema, 1))
-    points = inference.joined(_points(model, rows, schema, columns))
-    before, after = expected(models, rows, schema, local)
-    at = 0
-    for k in model.rebuilt:
-        sizes = schema.fields[k].sizes
-        spread = local.spread[at : at + sum(sizes)]
-        at += sum(sizes)
-        if isinstance(schema.fields[k], Distribution):
-            continue  # how far shares stray together is not known
-        if max(sizes) == 1 and not isinstance(schema.fields[k], Binary):
-            after[k] = after[k] + spread * torch.randn_like(after[k])
-        elif max(sizes) == 1:
-            after[k] = (torch.rand_like(after[k]) < after[k]).to(after[k].dtype)
-        else:
-            after[k] = drawn_levels(after[k], sizes)
-    points = {k: moved(schema.fields[k], p, before[k], after[k]) for k, p in points.items()}
+    refuse_pointlike(model, schema, [c for c in columns if c in schema.targets])
+    known = Batch(
+        {k: x.clone() for k, x in rows.x.items()},
+        {k: None if o is None else o.clone() for k, o in rows.observed.items()},
+    )
+    entries = list(entries_of(model, schema))
+    for i in torch.randperm(len(entries)).tolist():
+        name, entry, place = entries[i]
+        seen = known.observed[name]
+        at = torch.zeros(0) if seen is None else (~seen[:, entry]).nonzero().flatten()
+        if seen is None or len(at) == 0:
+            continue
+        _, after = expected(models, known.rows(at), schema, local, (name, entry))
+        view = torch.cat([after[k] for k in model.rebuilt], 1)[:, place]
+        value = drawn_value(schema.fields[name], view, local.spread[place])
+        known.x[name][at, entry] = value.to(known.x[name].dtype)
+        seen[at, entry] = True
+    points = {k: known.x[k].flatten(1) for k in model.rebuilt}
+    others = [k for k in _fields(schema, columns) if k not in points]
+    if others:
+        found = drawn(model, known, schema, 1)
+        points |= {k: found[k] for k in others}
     return schema.values(points)
 
 
-def drawn_levels(shares: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """Draw a level of each class from its probabilities ``[n, V]``: 1 where it fell, else 0."""
-    found = [
-        torch.zeros_like(p).scatter_(1, p.clamp_min(1e-9).multinomial(1), 1.0)
-        for p in shares.split(sizes, 1)
-    ]
-    return torch.cat(found, 1)
+def drawn_value(own: Field, view: Tensor, spread: Tensor) -> Tensor:
+    """Draw one entry of ``x`` ``[n]`` from what is expected of it, ``view`` ``[n, C]``."""
+    if view.shape[1] > 1:
+        level = view.clamp_min(1e-9).multinomial(1)[:, 0]
+        return level / max(1, view.shape[1] - 1) if isinstance(own, Ordinal) else level
+    if isinstance(own, Binary):
+        return torch.rand(len(view)) < view[:, 0]
+    return view[:, 0] + spread * torch.randn(len(view))
 
 
 def expected(
-    models: Sequence[Model], rows: Batch, schema: Schema, local: Local | None
+    models: Sequence[Model],
+    rows: Batch,
+    schema: Schema,
+    local: Local | None,
+    only: tuple[str, int] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What the first model expects, and what all of them do with what rows nearby know."""
+    """What the first model expects, and what all of them do with what rows nearby know.
+
+    The latter of all missing entries, or of the one entry ``only``.
+    """
     before = views_of(models[0], rows, schema)
     every = [before, *(views_of(m, rows, schema) for m in models[1:])]
     after = {k: torch.stack([v[k] for v in every]).mean(0) for k in before}
-    return before, after if local is None else local.corrected(models[0], rows, schema, after)
+    if local is not None:
+        after = local.corrected(models[0], rows, schema, after, only)
+    return before, after
 
 
 def moved(own: Field, points: Tensor, before: Tensor, after: Tensor) -> Tensor:
@@ -193,6 +210,17 @@ def unfilled(table: Table, schema: Schema) -> list[str]:
     ]
 
 
+def untold(model: Model, rows: Batch) -> list[str]:
+    """Fields with gaps of which the model was never told any in training."""
+    found: list[str] = []
+    for k in model.inputs:
+        seen, geometry = rows.observed[k], model.backbones[k].geometry
+        classes = max(geometry.sizes) > 1  # have a level of their own for what is missing
+        if seen is not None and not geometry.missing and not classes and not bool(seen.all()):
+            found.append(k)
+    return found
+
+
 def refuse_pointlike(model: Model, schema: Schema, columns: Collection[str]) -> None:
     """Refuse to draw values where a likelihood has no spread and the code has none either."""
     if model.latent.generative:
@@ -201,8 +229,9 @@ def refuse_pointlike(model: Model, schema: Schema, columns: Collection[str]) -> 
         if not model.likelihoods[k].spreads:
             able = "gaussian, laplace or student"
             raise InputError(
-                f"values of '{k}' cannot be drawn: its likelihood has no spread of its own; fit "
-                f"with recipe='imputation', or give its field a likelihood that has: {able}"
+                f"values of '{k}' cannot be drawn: its likelihood has no spread of its own; give its "
+                f"field a likelihood that has ({able}), or fit with recipe='imputation', some rows "
+                f"held out, on rows of at most {WIDEST} numbers and levels"
             )
 
 

@@ -97,15 +97,22 @@ class Local:
 
     @torch.inference_mode()
     def corrected(
-        self, model: Model, rows: Batch, schema: Schema, views: dict[str, Tensor]
+        self,
+        model: Model,
+        rows: Batch,
+        schema: Schema,
+        views: dict[str, Tensor],
+        only: tuple[str, int] | None = None,
     ) -> dict[str, Tensor]:
         """Add to what the model expects, ``views`` ``{field: [n, V]}``, what rows nearby know.
 
-        Only where entries are missing; the others stay as they are.
+        Only where entries are missing (or the one entry ``only`` is); the others stay as they are.
         """
         points, seen = filled(model, rows, views)
         better = torch.cat([views[k] for k in model.rebuilt], 1)
-        for _, _, columns in entries_of(model, schema):
+        for name, entry, columns in entries_of(model, schema):
+            if only not in (None, (name, entry)):
+                continue
             at = (~seen[:, columns[0]]).nonzero().flatten()
             if len(at) == 0 or float(self.strength[columns[0]]) == 0:
                 continue

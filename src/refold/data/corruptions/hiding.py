@@ -11,7 +11,6 @@ from refold.data.corruptions.base import Corruption, check_share, entries_of, re
 from refold.errors import InputError, unknown
 from refold.types import Batch
 
-
 SCORES = ("all", "hidden", "visible")
 
 
