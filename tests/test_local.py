@@ -109,3 +109,42 @@ def test_too_few_rows_or_too_many_entries_have_no_neighbours():
     wide = r.normal(size=(200, near.WIDEST + 1))
     assert refold.Autoencoder(recipe="imputation", epochs=1).fit(wide).local_ is None
     assert refold.Autoencoder(2, epochs=1).fit(r.normal(size=(300, 3))).local_ is None
+
+
+def twins(n=900, share=0.3):
+    r = np.random.default_rng(0)
+    z = r.normal(size=n)
+    frame = pd.DataFrame({"a": z, "b": z + 0.3 * r.normal(size=n), "c": r.normal(size=n)})
+    return frame, frame.mask(r.random(frame.shape) < share)
+
+
+def test_draws_cover_the_truth_and_keep_relations():
+    frame, holes = twins()
+    ae = refold.Autoencoder(recipe="imputation", epochs=60).fit(holes)
+    drawn = ae.impute(holes, 20)
+    for name in "ab":
+        gone = holes[name].isna()
+        found = np.stack([d[name][gone] for d in drawn])
+        low, high = np.quantile(found, [0.05, 0.95], axis=0)
+        inside = ((frame[name][gone] >= low) & (frame[name][gone] <= high)).mean()
+        assert 0.75 < inside < 0.97
+    both = holes["a"].isna() & holes["b"].isna()
+    together = np.mean([np.corrcoef(d["a"][both], d["b"][both])[0, 1] for d in drawn])
+    assert together > 0.6
+
+
+def test_whole_arrays_are_filled_with_whole_numbers():
+    r = np.random.default_rng(0)
+    x = np.round(10 * r.normal(size=(300, 1)) @ np.ones((1, 4)))
+    x[::5, 1] = np.nan
+    full = refold.Autoencoder(recipe="imputation", epochs=10).fit(x).impute(x)
+    assert (full % 1 == 0).all()
+
+
+def test_a_gap_that_training_never_had_is_said():
+    r = np.random.default_rng(0)
+    x = r.normal(size=(200, 3))
+    ae = refold.Autoencoder(2, epochs=1).fit(x)
+    x[0, 0] = np.nan
+    with pytest.warns(UserWarning, match="fitted without gaps in 'x'"):
+        ae.impute(x)

@@ -330,7 +330,7 @@ def test_several_fillings_are_draws(table, filler):
     plain = refold.Autoencoder(2, epochs=1).fit(table)
     with pytest.raises(InputError, match="cannot be drawn: its likelihood has no spread"):
         plain.impute(table, 2)
-    with pytest.raises(InputError, match="asked for 0 imputations"):
+    with pytest.raises(InputError, match="asked for 0 imputations; ask for a whole number"):
         filler.impute(table, 0)
 
 
@@ -467,3 +467,76 @@ def test_a_block_of_noise_leaves_the_others_alone():
     data, noise = parts()
     alone = {"five": data["five"]}
     assert rebuilt_error({**alone, "noise": noise}) < 1.05 * rebuilt_error(alone)
+
+
+def test_rows_without_targets_are_judged_by_rows_without_targets():
+    data = rows(2000, 4)
+    fields = {"side": "target", "price": "target", "kind": "ignore", "month": "ignore"}
+    ae = refold.Autoencoder(4, fields=fields, epochs=15).fit(data)
+    new = rows(2000, 5)
+    bare = {"x": new["x"]}
+    for given in (new, bare):
+        share = ae.anomalies(given, alpha=0.1)["is_anomaly"].mean()
+        assert 0.04 < share < 0.17
+
+
+# ------------------------------------------------------------------ what cannot be
+
+
+def test_given_values_take_the_columns_own_type(pair):
+    ae, _ = pair
+    drawn = ae.sample(3, given={"label": ["a", None]})
+    assert drawn["label"].dtype == ae.sample(3)["label"].dtype
+    table = pd.DataFrame({"n": np.arange(300.0) / 7, "k": np.arange(300) % 3})
+    table["m"] = table["n"] * 2 + table["k"]
+    options = {"corruption": "hide(rate=0.3)", "fields": {"k": "categorical"}, "epochs": 3}
+    vae = refold.Autoencoder(2, recipe="vae", **options).fit(table)
+    for given in ({"n": 30, "k": "2"}, {"n": [30, None], "k": [1, None]}):
+        drawn = vae.sample(4, given=given)
+        assert (drawn.dtypes == table.dtypes).all()
+    assert (drawn["n"][4:] % 1 != 0).any()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"lable": "a"}, "unknown column 'lable'; did you mean 'label'"),
+        ({"label": "z"}, "values never seen in training"),
+    ],
+)
+def test_what_nothing_can_be_drawn_given(given, said, pair):
+    with pytest.raises(InputError, match=said):
+        pair[0].sample(2, given=given)
+
+
+def test_targets_condition_nothing():
+    ae = refold.Autoencoder(2, recipe="vae", fields={"side": "target"}, epochs=1).fit(rows())
+    with pytest.raises(InputError, match="'side' is a target, which the model does not see"):
+        ae.sample(2, given={"side": "left"})
+    with pytest.raises(InputError, match="whole number"):
+        ae.sample(2.5)
+
+
+def test_a_flag_never_replaces_a_column(table, filler):
+    taken = table.assign(a_imputed=1.5)
+    with pytest.raises(InputError, match="has a column 'a_imputed', which is the name of a flag"):
+        filler.impute(taken, flags=True)
+
+
+def test_a_column_without_any_value_is_filled(table, filler):
+    full = filler.impute(table.assign(kind=np.nan))
+    assert set(full["kind"]) <= {"u", "v", "w"}
+
+
+def test_columns_named_by_numbers():
+    frame = pd.DataFrame(np.column_stack([rows()["x"], rows()["price"]]))
+    ae = refold.Autoencoder(3, fields={5: "target"}, weights={5: 2.0}, epochs=1).fit(frame)
+    assert ae.schema_.targets == ("5",)
+
+
+def test_several_targets_of_an_array_come_by_name():
+    image = np.random.default_rng(0).random((N, 6, 6))
+    data = {"image": image, "side": rows()["side"], "price": rows()["price"]}
+    fields = {"side": "target", "price": "target"}
+    ae = refold.Autoencoder(3, fields=fields, epochs=1).fit(data)
+    assert list(ae.predict(image)) == ["side", "price"]

@@ -221,6 +221,7 @@ def decide_weights(
         if rule not in ("balanced", "equal", *balancers):
             raise unknown("weights", rule, ("balanced", "equal", *balancers))
         return balance(heads, schema.fields, rows, "equal" if rule == "equal" else "balanced")
+    wish = {str(name): value for name, value in wish.items()}
     columns = {c: k for k in heads for c in schema.fields[k].columns}
     for name, value in wish.items():
         if name not in heads and name not in columns:

@@ -356,7 +356,9 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         if proba:
             shares = complete.probabilities(self.model_, rows, self.schema_, wanted)
             return frame(shares, table.container)
-        return table.container.rebuild(complete.predicted(self.model_, rows, self.schema_, wanted))
+        found = complete.predicted(self.model_, rows, self.schema_, wanted)
+        bare = table.container.kind in ("numpy", "tensor") and len(found) > 1
+        return (container("dict") if bare else table.container).rebuild(found)
 
     def impute(
         self, X: Any, n: int | None = None, *, flags: bool = False, seed: int | None = None
@@ -380,7 +382,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         if n is not None and not (fits(n, int) and 1 <= n <= MOST):
-            raise InputError(f"asked for {n} imputations; ask for 1 or more")
+            raise InputError(f"asked for {n!r} imputations; ask for a whole number, 1 or more")
         table = self._read(X)
         rows = self._encode(table)
         left = complete.unfilled(table, self.schema_)
@@ -470,8 +472,8 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         Raises an error that names the latents that can, where the model's cannot.
         """
         check_is_fitted(self)
-        if n < 1:
-            raise InputError(f"asked for {n} samples; ask for 1 or more")
+        if not fits(n, int) or not 1 <= n <= MOST:
+            raise InputError(f"asked for {n!r} samples; ask for a whole number, 1 or more")
         self._refuse_skips("sampled")
         if not self.model_.latent.generative:
             raise self.model_.latent.no_prior()
@@ -484,7 +486,10 @@ class Autoencoder(TransformerMixin, BaseEstimator):
                 ]
                 return self._container().rebuild(self.schema_.decode(inference.joined(parts)))
             table = self._read(one_row(given) if isinstance(given, Mapping) else given)
-            rows = self._encode(table, self.schema_.order)
+            complete.refuse_unknown(table, self.schema_)
+            rows, notes = self.schema_.encode(table, self.schema_.order)
+            if notes:
+                raise InputError(f"rows cannot be drawn given that: {'; '.join(notes)}")
             self._warn_untold(rows)
             found = complete.drawn(self.model_, rows, self.schema_, n)
         columns = complete.keep_given(self.schema_.decode(found), table, n, self.schema_)

@@ -36,7 +36,7 @@ def constructor_arguments(
     known = [name for name in hints if name not in (*OWN, "return")]
     arguments: dict[str, Any] = {"recipe": recipe, "latent": latent, "epochs": epochs, "seed": seed}
     fields: dict[str, str] = dict.fromkeys(ignore, "ignore")
-    for name in target:
+    for name in dict.fromkeys(target):
         if name in fields:
             raise InputError(f"column '{name}' is both --target and --ignore; choose one")
         fields[name] = "target"

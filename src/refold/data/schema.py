@@ -66,7 +66,7 @@ class Schema:
         it aside (``"ignore"``). Raises :class:`InputError` for names that do not exist, and where
         nothing is left to see or to give back.
         """
-        overrides = overrides or {}
+        overrides = {str(name): kind for name, kind in (overrides or {}).items()}
         for name in overrides:
             if name not in table.columns:
                 raise unknown("column", name, table.columns)

@@ -53,6 +53,8 @@ class Vector(Field):
     low: tuple[float, ...] = learnt(())
     high: tuple[float, ...] = learnt(())
     dtype: str = learnt("float64")
+    whole: bool = learnt(False)
+    """Whether every number of training was whole."""
 
     def __post_init__(self) -> None:
         if self.scale not in SCALES:
@@ -82,6 +84,7 @@ class Vector(Field):
             high=tuple(scale.high.tolist()),
             missing=bool(np.isnan(values).any()),
             dtype=str(given.dtype),
+            whole=bool((np.mod(values, 1) == 0)[~np.isnan(values)].all()),
         )
 
     def _unit(self, values: NDArray[np.float64], dtype: str) -> Self:

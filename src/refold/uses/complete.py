@@ -15,8 +15,8 @@ from torch import Tensor
 from refold import inference
 from refold.casting import as_dtype, cast
 from refold.data.schema import Schema
-from refold.errors import InputError
-from refold.fields import Binary, Distribution, Field, Numeric, Ordinal
+from refold.errors import InputError, unknown
+from refold.fields import Binary, Distribution, Field, Numeric, Ordinal, Vector
 from refold.fields.base import scalar
 from refold.fields.category import Classes
 from refold.model import Model
@@ -103,10 +103,10 @@ def possible(
 ) -> dict[str, Column]:
     """One draw of what the models hold possible for every column of ``table`` with a gap.
 
-    A code with a prior is drawn, and values given it. Else entries are drawn one after the other, in
-    a random order, each given those before it: classes from their probabilities, numbers as far
-    from the best value as ``local`` saw them stray in rows held out. Without ``local`` all are drawn
-    at once, as far as the likelihood of the field says.
+    A code with a prior is drawn, and values given it. Else entries are drawn one after the other,
+    in a random order, each given those before it: classes from their probabilities, numbers as far
+    from the best value as ``local`` saw them stray in rows held out. Without ``local`` all are
+    drawn at once, as far as the likelihood of the field says.
     """
     columns, model = _open(table, schema), models[0]
     if not columns:
@@ -196,6 +196,12 @@ def filled(
             constant = pa.scalar(schema.aside[name].value)
             whole[name] = compute.coalesce(column, constant.cast(scalar(column).type))
         marks[name + FLAG] = pa.chunked_array([gaps]) if gaps.ndim == 1 else gaps
+    taken = [name for name in marks if name in whole]
+    if flags and taken:
+        raise InputError(
+            f"the data has a column '{taken[0]}', which is the name of a flag; rename it, or leave "
+            f"flags out"
+        )
     return {**whole, **marks} if flags else whole
 
 
@@ -229,9 +235,9 @@ def refuse_pointlike(model: Model, schema: Schema, columns: Collection[str]) -> 
         if not model.likelihoods[k].spreads:
             able = "gaussian, laplace or student"
             raise InputError(
-                f"values of '{k}' cannot be drawn: its likelihood has no spread of its own; give its "
-                f"field a likelihood that has ({able}), or fit with recipe='imputation', some rows "
-                f"held out, on rows of at most {WIDEST} numbers and levels"
+                f"values of '{k}' cannot be drawn: its likelihood has no spread of its own; give "
+                f"its field a likelihood that has ({able}), or fit with recipe='imputation', some "
+                f"rows held out, on rows of at most {WIDEST} numbers and levels"
             )
 
 
@@ -272,10 +278,29 @@ def keep_given(
     kept = given.take(np.repeat(np.arange(len(given)), n))
     result = dict(drawn)
     for name, column in kept.items():
-        learnt = name in drawn and any(name in f.columns for f in schema.fields.values())
-        own = schema.fields[schema.field_of(name)] if learnt else None
-        result[name] = column if own is None else fill(column, drawn[name], own)
+        if name not in drawn:
+            result[name] = column
+        elif isinstance(column, np.ndarray):
+            known = as_dtype(column, np.asarray(drawn[name]).dtype)
+            result[name] = fill(known, drawn[name], schema.fields[schema.field_of(name)])
+        else:
+            own = scalar(drawn[name])
+            result[name] = compute.coalesce(cast(column, own.type), own)
     return result
+
+
+def refuse_unknown(given: Table, schema: Schema) -> None:
+    """Refuse columns that cannot condition anything: unknown, ignored, or never seen by design."""
+    seen = [c for f in schema.fields.values() if not f.target for c in f.columns]
+    for name in given.columns:
+        if name not in seen:
+            if name in (*schema.targets, *schema.aside):
+                why = "a target" if name in schema.targets else "set aside"
+                raise InputError(
+                    f"column '{name}' is {why}, which the model does not see, so nothing can be "
+                    f"drawn given it; give one of: {', '.join(seen)}"
+                )
+            raise unknown("column", name, seen)
 
 
 def missing(column: Column) -> Any:
@@ -298,7 +323,7 @@ def fill(column: Column, values: Column, own: Field) -> Column:
         if isinstance(own, Distribution):
             values = _shares_left(column, np.asarray(values), gaps, own.normalise)
         return np.where(gaps, as_dtype(np.asarray(values), column.dtype), column)
-    if pa.types.is_null(scalar(column).type):  # a column without any value has no type either
+    if scalar(column).null_count == len(column):  # without any value its type is no one's wish
         return values
     return compute.coalesce(column, cast(values, scalar(column).type))
 
@@ -319,6 +344,8 @@ def _shares_left(column: Any, values: Any, gaps: Any, free: bool) -> Any:
 
 def _like_training(values: Column, own: Field, name: str) -> Column:
     """Round the values of a column of floats that held only whole numbers in training."""
+    if isinstance(own, Vector):
+        return np.rint(values) if own.whole and isinstance(values, np.ndarray) else values
     if not isinstance(own, Numeric) or not own.whole or isinstance(values, np.ndarray):
         return values
     whole = own.whole[own.columns.index(name)] and pa.types.is_floating(values.type)

@@ -157,8 +157,9 @@ def joined(tables: Mapping[str, Table], count: int) -> Table:
 def field_table(name: str, values: Any) -> Table:
     """Read one value of a dict, as a table of one column."""
     _refuse_sparse(values)
-    if _is(values, "pandas", "Categorical"):
-        values = sys.modules["pandas"].Series(values)
+    pandas: Any = sys.modules.get("pandas")
+    if pandas is not None and isinstance(values, pandas.api.extensions.ExtensionArray):
+        values = pandas.Series(values)
     if _is(values, "pandas", "Series", "Index"):
         whole = _pandas(values.to_frame(name=name))
         return replace(whole, container=Cells(whole.container, lambda f: f.iloc[:, 0]))
