@@ -19,7 +19,7 @@ def constructor_arguments(
     latent: int | None,
     epochs: int | None,
     seed: int,
-    target: Sequence[str],
+    target: Sequence[str] = (),
     ignore: Sequence[str],
     settings: Sequence[str],
 ) -> dict[str, Any]:
