@@ -262,18 +262,26 @@ def knn(frame: pd.DataFrame, kinds: Kinds, seed: int) -> pd.DataFrame:
     return rows.back(KNNImputer(n_neighbors=5).fit_transform(rows.matrix()))
 
 
-def ridge(frame: pd.DataFrame, kinds: Kinds, seed: int) -> pd.DataFrame:
-    """Chained Bayesian ridge regressions, clipped to the observed range."""
+def chained(
+    frame: pd.DataFrame, kinds: Kinds, seed: int, regressor: Callable[[int], Any]
+) -> pd.DataFrame:
+    """Ten rounds of scikit-learn's IterativeImputer, clipped to the observed range."""
     rows = Encoded(frame, kinds, reference=True)
     x = rows.matrix()
     imputer = IterativeImputer(
-        BayesianRidge(),
+        regressor(seed),
         max_iter=10,
         min_value=np.nanmin(x, axis=0),
         max_value=np.nanmax(x, axis=0),
         random_state=seed,
     )
     return rows.back(np.asarray(imputer.fit_transform(x)))
+
+
+def trees(seed: int) -> ExtraTreesRegressor:
+    """Extra-trees with the settings of :func:`forests`."""
+    tried: Any = "sqrt"
+    return ExtraTreesRegressor(100, max_features=tried, min_samples_split=6, random_state=seed)
 
 
 def forests(frame: pd.DataFrame, kinds: Kinds, seed: int, extra: bool) -> pd.DataFrame:
@@ -401,8 +409,9 @@ def hyperimpute(
 METHODS: dict[str, Callable[[pd.DataFrame, Kinds, int], pd.DataFrame]] = {
     "mean": mean,
     "knn": knn,
-    "ridge": ridge,
+    "ridge": partial(chained, regressor=lambda _: BayesianRidge()),
     "extra-trees": partial(forests, extra=True),
+    "chained-trees": partial(chained, regressor=trees),
     "random-forest": partial(forests, extra=False),
     "refold": imputation,
 }
