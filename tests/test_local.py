@@ -17,7 +17,7 @@ def test_carried_errors_are_kriging_by_hand():
     residuals = torch.randn(7, 3, generator=g, dtype=torch.float64)
     residuals[2, 1] = torch.nan
     points = torch.randn(4, 3, generator=g, dtype=torch.float64)
-    known = Local(rows, residuals, torch.ones(3), torch.ones(3))
+    known = Local(rows, residuals, torch.ones(3), torch.ones(3), torch.ones(3))
     found = known.carried(points, torch.tensor([1]))[:, 0].numpy()
     keep = [0, 1, 3, 4, 5, 6]
     there, errors = rows.numpy()[keep].copy(), residuals.numpy()[keep, 1]
@@ -36,7 +36,7 @@ def test_only_the_nearest_count(monkeypatch):
     rows = torch.tensor([[0.0, 0.0], [1.0, 0.0], [50.0, 0.0]])
     residuals = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 99.0]])
     rows[:, 1] += residuals[:, 1]  # values are predictions of 0 with these errors
-    found = Local(rows, residuals, torch.ones(2), torch.ones(2)).carried(
+    found = Local(rows, residuals, torch.ones(2), torch.ones(2), torch.ones(2)).carried(
         torch.tensor([[0.4, 0.0]]), torch.tensor([1])
     )
     assert 0.5 < float(found) < 1.5

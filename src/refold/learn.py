@@ -186,6 +186,7 @@ def learn(
     local = None
     if get(chosen.recipe).local and held is not None:
         local = Local.of(model, targets.rows(torch.from_numpy(train_at)), judged, schema)
+        figures = figures if local is None else replace(figures, filled=local.sentence())
     if solved:
         # Held-out rows have served to judge; the closed form then takes them in as well.
         whole = targets.to(device)

@@ -38,7 +38,8 @@ class Quality:
     ``curve``, of a model whose code is ordered, holds ``(d, kept, pca_kept)`` for codes cut after
     ``d`` entries, see :func:`prefix_curve`. ``predicted`` holds ``(name, kept, guess)`` of every
     target, see :class:`Fidelity`; of a block it is of all its entries together. A target without a
-    value in these rows, or with one and the same, is left out.
+    value in these rows, or with one and the same, is left out. ``filled`` says how well hidden
+    entries come back, where that is what a model was trained for.
     """
 
     kept: float | None
@@ -47,6 +48,7 @@ class Quality:
     rows: int
     curve: tuple[tuple[int, float, float], ...] = ()
     predicted: tuple[tuple[str, float, float], ...] = ()
+    filled: str = ""
 
     def __post_init__(self) -> None:
         # JSON has no tuples.
@@ -63,7 +65,8 @@ class Quality:
             else f"{name} {kept:.1%} of the variance explained"
             for name, kept, guess in self.predicted
         ]
-        if self.kept is not None:
+        parts += [self.filled] if self.filled else []
+        if self.kept is not None and not self.filled:
             parts.append(
                 f"PCA with {size} numbers keeps {self.pca_kept:.1%} of the variance; "
                 f"this model keeps {self.kept:.1%}"

@@ -46,7 +46,8 @@ class Local:
 
     ``rows`` ``[R, V]`` are the references, filled; ``residuals`` ``[R, V]`` their errors, NaN where
     nothing was observed; ``strength`` ``[V]`` is :math:`\beta`. ``spread`` ``[V]`` is the standard
-    deviation of what is left of the errors in rows held out, with their gaps as they are.
+    deviation of what is left of the errors in rows held out, with their gaps as they are, and
+    ``right`` ``[V]`` the share of their classes that come back right, NaN for numbers.
 
     Sources: Cressie, Statistics for Spatial Data, 1993, for kriging; Gramacy & Apley, Local
     Gaussian Process Approximation for Large Computer Experiments, 2015, for doing it nearby.
@@ -56,6 +57,7 @@ class Local:
     residuals: Tensor
     strength: Tensor
     spread: Tensor
+    right: Tensor
 
     @classmethod
     @torch.inference_mode()
@@ -70,7 +72,8 @@ class Local:
         count = min(REFERENCES, max(FEWEST, PASSES // len(sizes)))
         points, errors = judged(model, spaced(rows, count), schema)
         strength, spread = torch.zeros(sum(sizes)), torch.zeros(sum(sizes))
-        known = cls(points, errors, strength, spread)
+        right = torch.full((sum(sizes),), torch.nan)
+        known = cls(points, errors, strength, spread, right)
         few = spaced(held_out, count // 5)
         points, errors = judged(model, few, schema)
         for name, entry, columns in entries_of(model, schema):
@@ -79,6 +82,9 @@ class Local:
                 continue
             missed = errors[at][:, columns]
             spread[columns] = missed.square().mean(0).nan_to_num().sqrt()
+            if len(columns) > 1:
+                guess = points[at][:, columns] - missed
+                right[columns] = (guess.argmax(1) == (guess + missed).argmax(1)).float().mean()
             if len(at) < ENOUGH or len(rows) < FEWEST:
                 continue
             # As for a real gap, nothing in the row may have been filled with the entry in sight.
@@ -93,7 +99,17 @@ class Local:
             strength[columns] = trust
             spread[columns] = (missed - found * trust).square().mean(0).sqrt()
         both = torch.cat([known.rows, points]), torch.cat([known.residuals, errors])
-        return cls(*both, strength, spread)
+        return cls(*both, strength, spread, right)
+
+    def sentence(self) -> str:
+        """Say in words how well entries of rows held out come back when they are hidden."""
+        numbers = self.right.isnan() & (self.spread > 0)
+        variance = self.rows.var(0).clamp_min(1e-12)
+        kept = (1.0 - self.spread.square() / variance)[numbers]
+        said = [f"numbers with {float(kept.mean()):.1%} of their variance"] if len(kept) else []
+        classes = self.right[~self.right.isnan()]
+        said += [f"classes {float(classes.mean()):.1%} right"] if len(classes) else []
+        return f"hidden entries come back: {', '.join(said) or 'too few to say'}"
 
     @torch.inference_mode()
     def corrected(

@@ -16,6 +16,7 @@ from refold.data.sources.memory import arrow_table, refuse_duplicates
 from refold.errors import InputError
 from refold.table import Arrow, Table, compute
 
+THREADED = 1 << 20  # bytes from which a file is worth threads
 MISSING = ("", "?", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "#N/A")
 DELIMITERS = ",;\t|"
 GUESSES = (
@@ -97,7 +98,12 @@ def _parsed(data: bytes, text: str, delimiter: str, headless: bool, width: int) 
     try:
         return pa_csv.read_csv(
             pa.BufferReader(data.lstrip(b"\r\n")),
-            pa_csv.ReadOptions(autogenerate_column_names=headless, block_size=1 << 24),
+            # Threads that were only just started abort a process that ends at once with an error.
+            pa_csv.ReadOptions(
+                use_threads=len(data) > THREADED,
+                autogenerate_column_names=headless,
+                block_size=1 << 24,
+            ),
             # A blank line is a missing cell where there is one column, and nothing elsewhere.
             pa_csv.ParseOptions(
                 delimiter=delimiter, newlines_in_values=quoted, ignore_empty_lines=width > 1
