@@ -177,6 +177,8 @@ def learn(
         apart = every.part(there, device) if len(there) else None
         train_on(other, every.part(here, device), apart, seed, None, [])
         members.append(other)
+    if members:
+        reasons.append(f"{len(members) + 1} models fill gaps together, with other rows held out")
     judged = targets.rows(torch.from_numpy(train_at if held is None else held_at))
     figures = quality(model, judged, schema, chosen.principal)
     if model.latent.ordered or solved:
