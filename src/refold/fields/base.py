@@ -139,6 +139,31 @@ class Field(ABC):
         return {"kind": kind_of(self), **values}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Numbers(Field):
+    """Scalar columns of numbers side by side, each an entry."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One number per column."""
+        return (len(self.columns),)
+
+    @property
+    def cell(self) -> tuple[int, ...]:
+        """Columns of scalars."""
+        return ()
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Numbers have one level."""
+        return (1,) * len(self.columns)
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """Return the column names."""
+        return self.columns
+
+
 fields: Registry[Field] = Registry("field kind", sized=False)
 register = fields.register
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from refold.errors import InputError
-from refold.fields.base import Encoded, Field, arrow_type, learnt, register, scalar
+from refold.fields.base import Encoded, Numbers, arrow_type, learnt, register, scalar
 from refold.fields.numeric import matrix, mean_of, own_types, refuse_infinite, tensors
 from refold.table import Column
 
@@ -20,7 +20,7 @@ from refold.table import Column
 @final
 @register("bounded")
 @dataclass(frozen=True, kw_only=True)
-class Bounded(Field):
+class Bounded(Numbers):
     r"""Numbers that cannot leave an interval: :math:`x = (v - \text{low}) / (\text{high} -
     \text{low})`.
 
@@ -117,26 +117,6 @@ class Bounded(Field):
         # Integers are rounded later: the nearest whole number may lie beyond an end that is none.
         low, high = np.where(whole, np.ceil(least), least), np.where(whole, np.floor(most), most)
         return own_types(np.clip(values, low, high), self.columns, self.types)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """One number per column."""
-        return (len(self.columns),)
-
-    @property
-    def cell(self) -> tuple[int, ...]:
-        """Columns of scalars."""
-        return ()
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Numbers have one level."""
-        return (1,) * len(self.columns)
-
-    @property
-    def entries(self) -> tuple[str, ...]:
-        """Return the column names."""
-        return self.columns
 
     @property
     def bounds(self) -> tuple[list[float], list[float]]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from refold.errors import InputError
-from refold.fields.base import Encoded, Field, learnt, register, scalar
+from refold.fields.base import Encoded, Numbers, learnt, register, scalar
 from refold.fields.numeric import matrix, mean_of, own_types, refuse_infinite, tensors
 from refold.table import Column
 
@@ -21,7 +21,7 @@ FAR = np.log(20.0)  # counts so many times the largest in training are remarked 
 @final
 @register("count")
 @dataclass(frozen=True, kw_only=True)
-class Count(Field):
+class Count(Numbers):
     r"""Whole numbers from 0 up, as the logarithm of one more: :math:`x = \log(1 + v)`.
 
     ``x`` is ``[B, K]``; a missing cell holds its column's mean. Values come back whole, in the
@@ -81,26 +81,6 @@ class Count(Field):
         low, high = (np.array(b) for b in self.bounds)
         inside = np.clip(point.double().cpu().numpy(), low, high)
         return own_types(np.rint(np.expm1(inside)), self.columns, self.types)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """One number per column."""
-        return (len(self.columns),)
-
-    @property
-    def cell(self) -> tuple[int, ...]:
-        """Columns of scalars."""
-        return ()
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Numbers have one level."""
-        return (1,) * len(self.columns)
-
-    @property
-    def entries(self) -> tuple[str, ...]:
-        """Return the column names."""
-        return self.columns
 
     @property
     def bounds(self) -> tuple[list[float], list[float]]:

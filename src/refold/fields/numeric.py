@@ -14,7 +14,7 @@ from torch import Tensor
 
 from refold.casting import cast
 from refold.errors import InputError
-from refold.fields.base import Encoded, Field, arrow_type, learnt, register, scalar
+from refold.fields.base import Encoded, Numbers, arrow_type, learnt, register, scalar
 from refold.table import Arrow, Column, compute
 
 FAR = 1e6  # standard deviations; squares of more would leave single precision
@@ -23,7 +23,7 @@ FAR = 1e6  # standard deviations; squares of more would leave single precision
 @final
 @register("numeric")
 @dataclass(frozen=True, kw_only=True)
-class Numeric(Field):
+class Numeric(Numbers):
     r"""Numbers, standardised per column: :math:`x = (v - \bar v) / s`.
 
     Means and standard deviations are taken over the observed training cells, in float64. Dates
@@ -82,26 +82,6 @@ class Numeric(Field):
         inside = point.double().cpu().numpy().clip(np.array(self.low), np.array(self.high))
         values = inside * np.array(self.std) + np.array(self.mean)
         return own_types(values, self.columns, self.types)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """One number per column."""
-        return (len(self.columns),)
-
-    @property
-    def cell(self) -> tuple[int, ...]:
-        """Columns of scalars."""
-        return ()
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Numbers have one level."""
-        return (1,) * len(self.columns)
-
-    @property
-    def entries(self) -> tuple[str, ...]:
-        """Return the column names."""
-        return self.columns
 
     @property
     def bounds(self) -> tuple[list[float], list[float]]:
