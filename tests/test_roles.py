@@ -540,3 +540,10 @@ def test_several_targets_of_an_array_come_by_name():
     fields = {"side": "target", "price": "target"}
     ae = refold.Autoencoder(3, fields=fields, epochs=1).fit(data)
     assert list(ae.predict(image)) == ["side", "price"]
+
+
+def test_one_row_may_hold_an_array(pair):
+    ae, data = pair
+    drawn = ae.sample(4, given={"x": data["x"][0]})
+    assert drawn["x"].shape == (4, 3)
+    assert (drawn["label"] == data["label"][0]).all()

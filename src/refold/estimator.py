@@ -24,7 +24,7 @@ from refold.assemble import Wishes
 from refold.data.containers import container, frame
 from refold.data.corruptions import Corruption, corruptions
 from refold.data.pairs import is_paired, stacked
-from refold.data.schema import Override
+from refold.data.schema import Override, Schema
 from refold.data.sources import read
 from refold.errors import InputError, unknown
 from refold.hints import expectation, fits
@@ -485,7 +485,9 @@ class Autoencoder(TransformerMixin, BaseEstimator):
                     for p in inference.decode(self.model_, z)
                 ]
                 return self._container().rebuild(self.schema_.decode(inference.joined(parts)))
-            table = self._read(one_row(given) if isinstance(given, Mapping) else given)
+            table = self._read(
+                one_row(given, self.schema_) if isinstance(given, Mapping) else given
+            )
             complete.refuse_unknown(table, self.schema_)
             rows, notes = self.schema_.encode(table, self.schema_.order)
             if notes:
@@ -686,9 +688,14 @@ class Autoencoder(TransformerMixin, BaseEstimator):
             )
 
 
-def one_row(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Make one row of single values, ``{"label": 3}``; columns stay as they are."""
-    single = {k: [v] for k, v in given.items() if isinstance(v, str) or np.ndim(v) == 0}
+def one_row(given: Mapping[str, Any], schema: Schema) -> Mapping[str, Any]:
+    """Make one row of single values, ``{"label": 3, "image": pixels}``; columns stay as they are."""
+    cells = {c: len(f.cell) for f in schema.fields.values() for c in f.columns}
+    single: dict[str, Any] = {
+        k: np.asarray(v)[None] if cells.get(k) else [v]
+        for k, v in given.items()
+        if np.ndim(v) == cells.get(k, 0)
+    }
     return single if len(single) == len(given) else given
 
 
