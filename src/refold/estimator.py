@@ -689,7 +689,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
 
 
 def one_row(given: Mapping[str, Any], schema: Schema) -> Mapping[str, Any]:
-    """Make one row of single values, ``{"label": 3, "image": pixels}``; columns stay as they are."""
+    """Make one row of single values, ``{"label": 3, "x": array}``; columns stay as they are."""
     cells = {c: len(f.cell) for f in schema.fields.values() for c in f.columns}
     single: dict[str, Any] = {
         k: np.asarray(v)[None] if cells.get(k) else [v]
