@@ -179,7 +179,7 @@ def fit(
             rate = step * plan.batch_size / max(1e-9, time.perf_counter() - began)
             watch(Progress(step, plan.steps, rate, row))
 
-    memory = keeping_memory() if device.type == "cpu" else nullcontext()
+    memory = keeping_memory(model, plan.batch_size) if device.type == "cpu" else nullcontext()
     forget_gradients(model)
     try:
         with memory, fitting_threads(model, plan.batch_size):

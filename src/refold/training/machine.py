@@ -18,22 +18,27 @@ ENOUGH = 5e7  # floating-point operations of a step that are worth a second thre
 
 
 @contextmanager
-def keeping_memory() -> Generator[None]:
+def keeping_memory(model: nn.Module, batch_size: int) -> Generator[None]:
     """Let the process keep freed memory instead of returning it after every step.
 
     A step frees all it allocated. glibc would hand large blocks back to the system and fault every
-    page in again in the next step, which cost some 7 % of a 784-128-64-12 network's training, and a
-    quarter of that of a table with 40,000 levels, whose tensors of 41 MB it maps one by one. So
-    nothing is mapped or handed back within the context. Afterwards blocks above 32 MiB are mapped
-    again, so that data held between fits goes back when it is freed; of what the fit left, pages
-    that are free go back at once, but for 256 MiB. Other C libraries are left alone.
+    page in again in the next step, which cost some 7 % of a 784-128-64-12 network's training: up
+    to 256 MiB now stay. It maps blocks above 32 MiB one by one, such as the tensors of 41 MB of a table
+    with 40,000 levels, which cost a quarter of its training: where a step has such blocks, nothing
+    is mapped or handed back within the context, and afterwards all that is free but 256 MiB goes
+    back at once. (Small networks lose a few percent by that.) Other C libraries are left alone.
     """
     libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
     if libc is None or not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
         yield
         return
-    libc.mallopt(TRIM, -1)
+    libc.mallopt(TRIM, KEPT)
     libc.mallopt(MAP, MAPPED)
+    widest = max((p.shape[0] for p in model.parameters() if p.ndim > 1), default=0)
+    if 4 * batch_size * widest < MAPPED:
+        yield
+        return
+    libc.mallopt(TRIM, -1)
     libc.mallopt(MAPS, 0)
     try:
         yield
