@@ -23,10 +23,11 @@ def keeping_memory(model: nn.Module, batch_size: int) -> Generator[None]:
 
     A step frees all it allocated. glibc would hand large blocks back to the system and fault every
     page in again in the next step, which cost some 7 % of a 784-128-64-12 network's training: up
-    to 256 MiB now stay. It maps blocks above 32 MiB one by one, such as the tensors of 41 MB of a table
-    with 40,000 levels, which cost a quarter of its training: where a step has such blocks, nothing
-    is mapped or handed back within the context, and afterwards all that is free but 256 MiB goes
-    back at once. (Small networks lose a few percent by that.) Other C libraries are left alone.
+    to 256 MiB now stay. It maps blocks above 32 MiB one by one, such as the tensors of 41 MB of a
+    table with 40,000 levels, which cost a quarter of its training: where a step has such blocks,
+    nothing is mapped or handed back within the context, and afterwards all that is free but 256 MiB
+    goes back at once. (Small networks lose a few percent by that.) Other C libraries are left
+    alone.
     """
     libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
     if libc is None or not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
