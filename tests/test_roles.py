@@ -249,8 +249,16 @@ def test_hide_keeps_values_and_tells_of_them():
     assert not gone.observed["a"][:, 0].any()
 
 
-def test_hide_leaves_targets_alone_and_has_the_encoder_told():
+def test_hide_leaves_targets_alone_and_has_the_encoder_told(monkeypatch):
+    met, call = set(), Hide.__call__
+
+    def watched(part, batch, generator):
+        met.add(tuple(batch.x))
+        return call(part, batch, generator)
+
+    monkeypatch.setattr(Hide, "__call__", watched)
     ae = refold.Autoencoder(4, fields=ROLES, corruption="hide(rate=0.5)", epochs=1).fit(rows())
+    assert met == {("x", "month")}
     told = {k: b.geometry.missing for k, b in ae.model_.backbones.items()}
     assert told["x"]
     x = rows()["x"].copy()
@@ -513,8 +521,11 @@ def test_targets_condition_nothing():
     ae = refold.Autoencoder(2, recipe="vae", fields={"side": "target"}, epochs=1).fit(rows())
     with pytest.raises(InputError, match="'side' is a target, which the model does not see"):
         ae.sample(2, given={"side": "left"})
-    with pytest.raises(InputError, match="whole number"):
+    with pytest.raises(InputError, match=r"asked for 2\.5 samples; ask for a whole number"):
         ae.sample(2.5)
+    for seed in (-1, 1.5, "x"):
+        with pytest.raises(InputError, match=r"seed is .*; give a whole number from 0"):
+            ae.sample(2, seed)
 
 
 def test_a_flag_never_replaces_a_column(table, filler):

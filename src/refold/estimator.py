@@ -662,8 +662,6 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         for name, hint in get_type_hints(type(self).__init__).items():
             if name != "return" and not fits(getattr(self, name), hint):
                 raise InputError(f"{name} is {getattr(self, name)!r}; expected {expectation(hint)}")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"seed is {self.seed}; give a whole number from 0 to 2**63 - 1")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise unknown("precision", str(self.precision), ("auto", "float32", "bfloat16"))
         if not 0 <= self.validation < 1:
@@ -702,6 +700,8 @@ def one_row(given: Mapping[str, Any], schema: Schema) -> Mapping[str, Any]:
 @contextmanager
 def seeded(seed: int) -> Generator[None]:
     """Seed torch's generators, those of accelerators too, and put them back afterwards."""
+    if not fits(seed, int) or not 0 <= seed < 2**63:
+        raise InputError(f"seed is {seed!r}; give a whole number from 0 to 2**63 - 1")
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)

@@ -65,7 +65,7 @@ class Quality:
             else f"{name} {kept:.1%} of the variance explained"
             for name, kept, guess in self.predicted
         ]
-        parts += [self.filled] if self.filled else []
+        parts = [self.filled, *parts] if self.filled else parts
         if self.kept is not None and not self.filled:
             parts.append(
                 f"PCA with {size} numbers keeps {self.pca_kept:.1%} of the variance; "

@@ -109,7 +109,7 @@ class Local:
         said = [f"numbers with {float(kept.mean()):.1%} of their variance"] if len(kept) else []
         classes = self.right[~self.right.isnan()]
         said += [f"classes {float(classes.mean()):.1%} right"] if len(classes) else []
-        return f"hidden entries come back: {', '.join(said) or 'too few to say'}"
+        return f"Hidden entries come back: {', '.join(said) or 'too few to say'}"
 
     @torch.inference_mode()
     def corrected(
