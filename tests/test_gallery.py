@@ -195,7 +195,7 @@ def example(tmp_path, monkeypatch):
     line = files["src/refold/latents/__init__.py"].splitlines()[1]
     assert line == "from refold.latents.sphere import Sphere"
     monkeypatch.setattr(refold.latents, "Sphere", module.Sphere, raising=False)
-    exec(files["src/refold/recipe.py"], dict(vars(recipe)))
+    exec(files["src/refold/recipe/sparse.py"], dict(vars(recipe)))
     return module.Sphere, files
 
 

@@ -1,0 +1,65 @@
+"""Named compositions of parts. A recipe is a short function that names parts, and its reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from refold.errors import unknown
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a recipe decides; everything else is chosen from the data or by the user.
+
+    ``backbones`` and ``likelihoods`` are by kind of field; ``expand`` multiplies the chosen code
+    size, for codes that are wide because they are sparse; ``linear`` adds the path on which the
+    principal components start; ``hidden=()`` makes the body linear. ``fusion`` names a body other
+    than the dense one, ``pretrain`` how layers are trained before all of them are, and ``only`` the
+    kinds of field the recipe is for (none: all). ``body`` gives options of the body by the number
+    of rows and entries, the code then as wide as its first layer, and ``training`` arguments of the
+    estimator that the user left out (and ``members``, how many models answer together where gaps
+    are filled); ``held_out`` is how many rows it takes to judge, where a fifth
+    of all are as many. ``local`` has gaps filled with what rows nearby know besides the network.
+    """
+
+    latent: str = "plain"
+    backbones: Mapping[str, str] = field(default_factory=dict[str, str])
+    likelihoods: Mapping[str, str] = field(default_factory=dict[str, str])
+    corruption: str | None = None
+    hidden: tuple[int, ...] | None = None
+    linear: bool = False
+    expand: int = 1
+    fusion: str = "concat"
+    pretrain: str | None = None
+    only: tuple[str, ...] = ()
+    body: Callable[[int, int], Mapping[str, Any]] | None = None
+    training: Callable[[int, int], Mapping[str, Any]] | None = None
+    held_out: int = 0
+    local: bool = False
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {}
+
+
+def recipe(build: Callable[[], Recipe]) -> Callable[[], Recipe]:
+    """Register a recipe under its function's name."""
+    RECIPES[build.__name__] = build
+    return build
+
+
+def get(name: str) -> Recipe:
+    """Look a recipe up; an unknown name is an error that names the nearest."""
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    return RECIPES[name]()
+
+
+def recipes() -> dict[str, str]:
+    """Names of all recipes, with one line on each.
+
+    >>> recipes()["pca"]
+    'Linear: ends in the principal subspace, solved in closed form.'
+    """
+    return {name: (build.__doc__ or "").splitlines()[0] for name, build in RECIPES.items()}
