@@ -51,7 +51,7 @@ def spec_of(schema: Schema, rows: Batch, hidden: tuple[int, ...], code: int) -> 
 
 def bare(network: nn.Sequential, x: torch.Tensor, plan: Plan) -> float:
     """Train with the least a loop can do; return seconds."""
-    optimizer = plan.make_optimizer(network)
+    optimizer = plan.make_optimizers(network)[0][0]
     began = time.perf_counter()
     step = 0
     while step < plan.steps:

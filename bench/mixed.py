@@ -172,7 +172,7 @@ def packed_from(model: Model, sizes: tuple[int, ...], hidden: int) -> Packed:
 def bare(network: nn.Module, loss: Loss, rows: Batch, plan: Plan) -> float:
     """Train with the least a loop can do; return seconds."""
     numbers, classes = rows.x.values()
-    optimizer = plan.make_optimizer(network)
+    optimizer = plan.make_optimizers(network)[0][0]
     finish(numbers.device)
     began = time.perf_counter()
     for index in batches(rows, plan):

@@ -82,7 +82,7 @@ def network(middle: nn.Module) -> nn.Sequential:
 
 def in_memory(net: nn.Module, x: Tensor, plan: Plan) -> None:
     """Train on batches selected by index, with the least a loop can do."""
-    optimizer = plan.make_optimizer(net)
+    optimizer = plan.make_optimizers(net)[0][0]
     steps = 0
     while steps < plan.steps:
         for index in torch.randperm(len(x)).split(BATCH):

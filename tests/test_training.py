@@ -163,7 +163,7 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run(monkeypatch):
 
     def scripted(m, *_):
         states.append({k: v.clone() for k, v in m.state_dict().items()})
-        return {"loss": next(losses)}
+        return {"loss": next(losses)}, {}
 
     monkeypatch.setattr(loop, "evaluate", scripted)
     run = loop.fit(model, rows, rows, Plan.choose(203, epochs=50, patience=3))
@@ -176,7 +176,7 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run(monkeypatch):
 def test_a_worse_negative_loss_is_no_improvement(monkeypatch):
     losses = iter([-10 * (1 - 0.9e-5) ** i for i in range(60)])
     model, rows, _ = assembled(data(), latent=2, hidden=(4,))
-    monkeypatch.setattr(loop, "evaluate", lambda *_: {"loss": next(losses)})
+    monkeypatch.setattr(loop, "evaluate", lambda *_: ({"loss": next(losses)}, {}))
     run = loop.fit(model, rows, rows, Plan.choose(203, epochs=50, patience=3))
     assert run.best["valid_loss"] == -10
     assert len(run.history) == 4
@@ -194,7 +194,7 @@ def test_an_interruption_keeps_the_best_so_far(monkeypatch):
 
     run = loop.fit(model, rows, rows, Plan.choose(203, epochs=50), watch=watch)
     assert run.stopped == "interrupted"
-    assert loop.evaluate(model, rows, None, 0)["loss"] == pytest.approx(min(seen), rel=1e-6)
+    assert loop.evaluate(model, rows, None, 0)[0]["loss"] == pytest.approx(min(seen), rel=1e-6)
 
 
 def test_numbers_out_of_range_name_the_term():
@@ -207,9 +207,9 @@ def test_numbers_out_of_range_name_the_term():
 def test_the_held_out_noise_is_one_draw():
     model, rows, _ = assembled(data(), latent=2, hidden=(4,))
     noise = GaussianNoise(std=0.5)
-    a, b = (loop.evaluate(model, rows, noise, 3)["loss"] for _ in range(2))
-    assert a == b != loop.evaluate(model, rows, noise, 4)["loss"]
-    assert a != loop.evaluate(model, rows, None, 3)["loss"]
+    a, b = (loop.evaluate(model, rows, noise, 3)[0]["loss"] for _ in range(2))
+    assert a == b != loop.evaluate(model, rows, noise, 4)[0]["loss"]
+    assert a != loop.evaluate(model, rows, None, 3)[0]["loss"]
 
 
 def test_denoising_scores_against_the_clean_rows():
@@ -264,13 +264,13 @@ def test_optimisers_by_name_lower_the_loss(name):
 def test_bad_plans_are_sentences(options, message):
     model = assembled(data(), latent=2)[0]
     with pytest.raises(InputError, match=message):
-        Plan.choose(100, **options).make_optimizer(model)
+        Plan.choose(100, **options).make_optimizers(model)
 
 
 @pytest.mark.parametrize("latent", ["topk(size=12, k=2, alpha=3)", "lifetime(size=12, k=3)"])
 def test_held_out_rows_are_judged_under_the_constraint_of_training(latent):
     model, rows, _ = assembled(data(n=40), latent=latent, recipe="sparse")
-    judged = loop.evaluate(model, rows, None, 0, portion=10)["loss"]
+    judged = loop.evaluate(model, rows, None, 0, portion=10)[0]["loss"]
     model.eval()
     model.latent.train()
     with torch.no_grad():
@@ -282,8 +282,8 @@ def test_held_out_rows_are_judged_under_the_constraint_of_training(latent):
 
 def test_a_random_constraint_is_one_draw_on_held_out_rows():
     model, rows, _ = assembled(data(), recipe="nested", latent=5, hidden=(16,))
-    a, b = (loop.evaluate(model, rows, None, 3)["loss"] for _ in range(2))
-    assert a == b != loop.evaluate(model, rows, None, 4)["loss"]
+    a, b = (loop.evaluate(model, rows, None, 3)[0]["loss"] for _ in range(2))
+    assert a == b != loop.evaluate(model, rows, None, 4)[0]["loss"]
 
 
 def test_nested_layers_improve_on_the_principal_components_they_start_from():
@@ -297,7 +297,7 @@ def test_nested_layers_improve_on_the_principal_components_they_start_from():
 def test_small_improvements_add_up_for_patience(monkeypatch):
     model, rows, _ = assembled(data(), latent=2, hidden=(4,))
     losses = iter([100.0, 98.0, 96.0, 94.0, 92.0, 90.0, 90.0, 90.0, 90.0, 1.0])
-    monkeypatch.setattr(loop, "evaluate", lambda *a, **k: {"loss": next(losses)})
+    monkeypatch.setattr(loop, "evaluate", lambda *a, **k: ({"loss": next(losses)}, {}))
     plan = Plan.choose(203, epochs=9, patience=3, min_delta=0.05)
     run = loop.fit(model, rows, rows, plan)
     assert [row["valid_loss"] for row in run.history] == [100, 98, 96, 94, 92, 90, 90]

@@ -35,7 +35,7 @@ from refold.table import Table
 from refold.training.fit import Progress, Watch
 from refold.training.pretrain import LAYERWISE
 from refold.types import Batch
-from refold.uses import complete
+from refold.uses import complete, interpolate, traverse
 from refold.uses.anomaly import Calibration
 from refold.uses.encoder import encoder_module
 from refold.uses.inspect import squared_errors
@@ -44,7 +44,9 @@ from refold.uses.truncate import truncated, truncated_quality
 
 MOST = 1_000_000_000  # epochs, rows of a batch, evaluations: beyond, something was mistyped
 NAMED = ("n_features_in_", "feature_names_in_")  # set while rows are read, before learning
-PLANNED = ("epochs", "batch_size", "lr", "optimizer", "schedule", "patience", "min_delta")
+PLANNED = (
+    "epochs", "batch_size", "lr", "optimizer", "schedule", "patience", "min_delta", "labelled",
+)  # fmt: skip
 
 
 class InputWarning(UserWarning):
@@ -105,6 +107,9 @@ class Autoencoder(TransformerMixin, BaseEstimator):
     validation : float
         Share of the rows held out to choose the best weights and to calibrate scores; below 20
         rows none are.
+    labelled : int, optional
+        How many rows with a known target join every batch, for tables in which few have one; not
+        given: as the recipe says, else none.
     precision : "auto", "float32" or "bfloat16"
         Number format of training; "auto" is single precision, but for recipes that say otherwise
         and machines that are fast at it.
@@ -150,6 +155,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         validation: float = 0.1,
         patience: int | None = None,
         min_delta: float = 1e-5,
+        labelled: int | None = None,
         precision: str = "auto",
         device: str = "auto",
         seed: int = 0,
@@ -174,6 +180,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         self.validation = validation
         self.patience = patience
         self.min_delta = min_delta
+        self.labelled = labelled
         self.precision = precision
         self.device = device
         self.seed = seed
@@ -497,6 +504,82 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         columns = complete.keep_given(self.schema_.decode(found), table, n, self.schema_)
         return self._container().rebuild(columns)
 
+    def interpolate(self, a: Any, b: Any, steps: int = 10, kind: str = "linear") -> Any:
+        r"""Rows on the way from row ``a`` to row ``b``, in the container of the training data.
+
+        .. math:: z(t) = (1 - t)\, z_a + t\, z_b, \qquad x(t) = \operatorname{decode}(z(t))
+
+        ``kind="spherical"`` goes along an arc, see :func:`refold.uses.interpolate.spherical`, where
+        codes have a prior. The first and the last are the reconstructions of ``a`` and ``b``, one
+        row each, in any container or as ``{"label": 3}``; given columns are those of ``a``.
+        Raises :class:`InputError` for other than one row, fewer than two steps, a decoder that
+        needs more than the code.
+
+        >>> import numpy as np
+        >>> X = np.random.default_rng(0).normal(size=(60, 3))
+        >>> Autoencoder(2, recipe="pca").fit(X).interpolate(X[:1], X[1:2], steps=4).shape
+        (4, 3)
+        """
+        check_is_fitted(self)
+        if kind == "spherical" and not self.model_.latent.generative:
+            raise InputError(
+                f"an arc keeps codes as likely as their prior has them, and those of a "
+                f"'{self.spec_.latent.name}' latent have none; use kind='linear', or fit with "
+                f"recipe='vae'"
+            )
+        (first, start), (_, end) = self._single(a, "a"), self._single(b, "b")
+        return self._unfolded(interpolate.between(start, end, steps, kind), first)
+
+    def traverse(
+        self, row: Any, units: int | Sequence[int] | None = None, steps: int = 9
+    ) -> dict[str, Any]:
+        """Rows by unit of the code: one row's code with that unit moved through its range.
+
+        ``{"latent0": rows, ...}`` of ``units`` (all unless given), in the container of the training
+        data. A unit runs from a low to a high quantile of held-out codes, with the row's own value
+        exactly in the middle of the ``steps``, an odd number.
+
+        >>> import numpy as np
+        >>> X = np.random.default_rng(0).normal(size=(60, 3))
+        >>> walks = Autoencoder(2, recipe="pca").fit(X).traverse(X[:1], steps=5)
+        >>> {unit: rows.shape for unit, rows in walks.items()}
+        {'latent0': (5, 3), 'latent1': (5, 3)}
+        """
+        check_is_fitted(self)
+        table, own = self._single(row, "row")
+        if not fits(steps, int):
+            raise InputError(f"steps is {steps!r}; give an odd whole number, 3 or more")
+        known = self.calibration_.codes
+        if not len(known):
+            raise InputError(
+                "this model was truncated without rows, so the range of its units is not known; "
+                "truncate(size, X) with rows"
+            )
+        chosen = range(len(own)) if units is None else units
+        chosen = [chosen] if isinstance(chosen, int) else chosen
+        for d in chosen:
+            if not fits(d, int) or not 0 <= d < len(own):
+                raise InputError(f"there is no unit {d!r}; units are numbered 0 to {len(own) - 1}")
+        at = np.array(chosen, dtype=np.int64)
+        walks = traverse.traverse(self.model_, own, traverse.span(known, own, steps), at)
+        return {f"latent{d}": self._unfolded(z, table) for d, z in zip(at, walks, strict=True)}
+
+    def neighbours(
+        self, row: Any, X: Any, n: int = 5
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Positions ``[n]`` of the rows of ``X`` whose codes are nearest to that of ``row``.
+
+        With their distances ``[n]``, from the nearest on; a row that is in ``X`` finds itself.
+
+        >>> import numpy as np
+        >>> X = np.random.default_rng(0).normal(size=(60, 3))
+        >>> int(Autoencoder(2, recipe="pca").fit(X).neighbours(X[7:8], X)[0][0])
+        7
+        """
+        check_is_fitted(self)
+        own = self._single(row, "row")[1]
+        return interpolate.nearest(self.transform(X), own, n)
+
     def truncate(self, size: int, X: Any = None) -> Autoencoder:
         """Return a smaller model whose code is the first ``size`` entries of this one's.
 
@@ -613,6 +696,35 @@ class Autoencoder(TransformerMixin, BaseEstimator):
             warnings.warn("; ".join(notes), InputWarning, stacklevel=3)
         return rows
 
+    def _single(self, row: Any, name: str) -> tuple[Table, NDArray[np.float32]]:
+        """Read one row, in a container, as a dict of single values or as an array; and its code."""
+        own = list(self.schema_.fields.values())
+        if isinstance(row, Mapping):
+            row = one_row(row, self.schema_)
+        elif isinstance(row, np.ndarray) and len(own) == 1 and row.shape == own[0].cell:
+            row = row[None]
+        table = self._read(row)
+        if len(table) != 1:
+            raise InputError(f"{name} has {len(table)} rows; give one, as in X[3:4]")
+        return table, self.transform(table)[0]
+
+    @torch.inference_mode()
+    def _unfolded(self, codes: NDArray[np.floating], like: Table) -> Any:
+        """Rows of codes ``[n, D]``, in the training data's container, with given columns of a row.
+
+        Portions are those of one row, so that its own code gives its very reconstruction.
+        """
+        z = torch.from_numpy(codes.astype(np.float32))
+        parts = [
+            inference.points(self.model_, p)
+            for few in z.split(inference.SMALL)
+            for p in inference.decode(self.model_, few)
+        ]
+        given = [c for f in self.schema_.fields.values() if f.given for c in f.columns]
+        taken = like.take(np.zeros(len(codes), dtype=np.int64))
+        kept = replace(like, columns={k: v for k, v in taken.items() if k in given})
+        return self._container().rebuild(self.schema_.decode(inference.joined(parts), kept))
+
     def _warn_untold(self, rows: Batch) -> None:
         """Say where gaps are taken for the mean, because training had none."""
         fields = complete.untold(self.model_, rows)
@@ -666,8 +778,8 @@ class Autoencoder(TransformerMixin, BaseEstimator):
             raise unknown("precision", str(self.precision), ("auto", "float32", "bfloat16"))
         if not 0 <= self.validation < 1:
             raise InputError(f"validation is {self.validation}; give a share in [0, 1)")
-        for name in ("epochs", "batch_size", "patience"):
-            value, least = getattr(self, name), 0 if name == "epochs" else 1
+        for name in ("epochs", "batch_size", "patience", "labelled"):
+            value, least = getattr(self, name), 0 if name in ("epochs", "labelled") else 1
             if value is not None and not least <= value <= MOST:
                 raise InputError(f"{name} is {value}; it must be {least} or more, up to {MOST:,}")
         if isinstance(self.tied, str) and self.tied != "pretrain":

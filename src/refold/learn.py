@@ -33,6 +33,7 @@ from refold.training.start import (
     solved_by_pca,
     start_centred,
     start_constant,
+    start_latent,
     start_pca,
 )
 from refold.types import Batch
@@ -256,6 +257,7 @@ def begun(
     model = chosen.spec.build(schema).to(device)
     start_constant(model, train)
     start_centred(model, train)
+    start_latent(model, train)
     if can_start_pca(model) and _starts_by_itself(chosen) and not course.tied:
         start_pca(model, train, chosen.principal)
     if course.start is not None:

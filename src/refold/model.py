@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
@@ -14,11 +15,27 @@ from refold.backbones import Backbone
 from refold.backbones.base import Skips
 from refold.backbones.tied import matching, tie_pairs
 from refold.errors import InputError
-from refold.fusion import Fusion
+from refold.fusion import Fusion, Lateral
 from refold.latents import Latent
 from refold.likelihoods import Likelihood
 from refold.penalties import Penalty
 from refold.types import Batch, Code
+
+
+@dataclass(slots=True)
+class Beside:
+    """What decoders take from encoders beside the code: by field, and the body's own."""
+
+    fields: dict[str, Skips]
+    body: Skips = ()
+
+    def repeated(self, times: int) -> Beside:
+        """The same for codes of which each row has several draws."""
+        fields = {
+            k: tuple(s.repeat(times, *(1,) * (s.dim() - 1)) for s in skips)
+            for k, skips in self.fields.items()
+        }
+        return Beside(fields, self.body)
 
 
 @final
@@ -27,7 +44,8 @@ class Model(nn.Module):
 
     ``inputs`` are the fields that the encoder sees, ``outputs`` those that the decoder gives; most
     are both. Each output's negative log-likelihood is multiplied by its weight (:meth:`weigh`), and
-    in training also by its share, which a rule of balance may move.
+    in training also by its share, which a rule of balance may move. ``references`` are learnt
+    inputs, which a latent whose prior is made of encoded rows has encoded beside every batch.
     """
 
     def __init__(
@@ -37,6 +55,7 @@ class Model(nn.Module):
         latent: Latent,
         likelihoods: dict[str, Likelihood],
         penalties: tuple[Penalty, ...] = (),
+        references: References | None = None,
     ) -> None:
         super().__init__()
         self.inputs = tuple(k for k, b in backbones.items() if b.geometry.reads)
@@ -52,6 +71,10 @@ class Model(nn.Module):
         self.penalties = penalties
         self._scalars = dict.fromkeys(self.outputs, 1.0)
         self.shares = dict.fromkeys(self.outputs, 1.0)
+        self.references = references
+        self._coded = tuple(k for k in self.outputs if backbones[k].coded)
+        for penalty in penalties:
+            penalty.attach(self)
 
     @property
     def rebuilt(self) -> tuple[str, ...]:
@@ -91,17 +114,46 @@ class Model(nn.Module):
     @property
     def skipping(self) -> tuple[str, ...]:
         """Fields whose decoder sees more than the code, so that the code alone is not enough."""
-        return tuple(k for k, b in self.backbones.items() if b.skipping)
+        lateral = isinstance(self.fusion, Lateral)
+        return tuple(
+            k for k, b in self.backbones.items() if b.skipping or (lateral and k in self.rebuilt)
+        )
 
-    def encode(self, batch: Batch) -> tuple[Code, dict[str, Skips]]:
-        """Code of a batch, and by field what its decoder takes from beside the code."""
-        return fold({k: self.backbones[k] for k in self.inputs}, self.fusion, self.latent, batch)
+    def encode(self, batch: Batch) -> tuple[Code, Beside]:
+        """Code of a batch, and what decoders take from beside the code."""
+        h, beside = self.hidden(batch)
+        code = self.latent(h)
+        return code, beside if code.draws == 1 else beside.repeated(code.draws)
 
-    def decode(self, z: Tensor, skips: dict[str, Skips] | None = None) -> dict[str, Tensor]:
+    def hidden(self, batch: Batch) -> tuple[Tensor, Beside]:
+        """Hidden state ``[B, width]`` that the latent takes, and what goes beside the code."""
+        backbones = {k: self.backbones[k] for k in self.inputs}
+        if self.references is None:
+            return gather(backbones, self.fusion, self.latent, batch)
+        rows = len(batch)
+        batch = self.references.beside(batch)
+        h, beside = gather(backbones, self.fusion, self.latent, batch)
+        self.latent.meet(h[rows:])
+        fields = {k: tuple(s[:rows] for s in skips) for k, skips in beside.fields.items()}
+        return h[:rows], Beside(fields)
+
+    def decode(self, z: Tensor, beside: Beside | None = None) -> dict[str, Tensor]:
         """Likelihood parameters ``{field: [B, P]}`` of codes ``[B, D]``."""
-        hidden = self.fusion.decode(z)
-        skips = skips or {}
-        return {k: self.backbones[k].decode(hidden[k], skips.get(k, ())) for k in self.outputs}
+        return self.unfold(z, beside)[0]
+
+    def unfold(
+        self, z: Tensor, beside: Beside | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Likelihood parameters ``{field: [B, P]}`` of codes, and the body's own costs by name."""
+        own: dict[str, Tensor] = {}
+        if isinstance(self.fusion, Lateral):
+            hidden, own = self.fusion.ascend(z, () if beside is None else beside.body)
+        else:
+            hidden = self.fusion.decode(z)
+        hidden |= dict.fromkeys(self._coded, z)
+        skips: dict[str, Skips] = {} if beside is None else beside.fields
+        spines = self.backbones
+        return {k: spines[k].decode(hidden[k], skips.get(k, ())) for k in self.outputs}, own
 
     def field_costs(
         self, params: dict[str, Tensor], target: Batch
@@ -146,36 +198,78 @@ class Model(nn.Module):
 
     def forward(self, batch: Batch, target: Batch | None = None) -> Output:
         """Run a (corrupted) batch against its clean ``target``, by default itself."""
-        code, skips = self.encode(batch)
-        params = self.decode(code.z, skips)
+        code, beside = self.encode(batch)
+        params, own = self.unfold(code.z, beside)
+        code.aux |= own
         return Output(self, batch if target is None else target, code, params)
 
 
-def fold(
+def fold(backbones: Mapping[str, Backbone], fusion: Fusion, latent: Latent, batch: Batch) -> Code:
+    """Code of a batch by way of the given fields' backbones."""
+    return latent(gather(backbones, fusion, latent, batch)[0])
+
+
+def gather(
     backbones: Mapping[str, Backbone], fusion: Fusion, latent: Latent, batch: Batch
-) -> tuple[Code, dict[str, Skips]]:
-    """Code of a batch by way of the given fields' backbones, and what they keep beside it."""
+) -> tuple[Tensor, Beside]:
+    """Hidden state for the latent by way of the given fields' backbones, and what is beside it."""
     hidden: dict[str, Tensor] = {}
-    skips: dict[str, Skips] = {}
+    beside = Beside({})
     present: dict[str, Tensor] = {}
     for name, backbone in backbones.items():
         seen = batch.observed[name]
-        hidden[name], skips[name] = backbone.encode(batch.x[name], seen)
+        hidden[name], beside.fields[name] = backbone.encode(batch.x[name], seen)
         if seen is not None:
             present[name] = seen.any(1)
-    h = fusion.encode(hidden, present)
+    if isinstance(fusion, Lateral):
+        h, beside.body = fusion.descend(hidden, present)
+    else:
+        h = fusion.encode(hidden, present)
     if latent.generative and len(present) == len(backbones):
         # Of a row in which nothing is known, the prior is all that can be said.
         h = h * torch.stack(list(present.values())).any(0).to(h.dtype).unsqueeze(1)
-    return latent(h), skips
+    return h, beside
+
+
+@final
+class References(nn.Module):
+    """Learnt rows of inputs, ``count`` of them, encoded beside every batch.
+
+    ``shapes`` are those of the fields' rows. Raises :class:`InputError` for classes, which have no
+    gradient to be learnt by.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], count: int) -> None:
+        super().__init__()
+        self.names = tuple(shapes)
+        self.rows = nn.ParameterList(torch.zeros(count, *shape) for shape in shapes.values())
+
+    @torch.no_grad()
+    def start(self, rows: Batch, generator: torch.Generator | None = None) -> None:
+        """Start at rows of training, drawn at random."""
+        drawn = torch.randint(len(rows), (len(self.rows[0]),), generator=generator)
+        for name, own in zip(self.names, self.rows, strict=True):
+            own.copy_(rows.x[name][drawn.to(own.device)])
+
+    def beside(self, batch: Batch) -> Batch:
+        """Rows of the batch, then the learnt ones, in which everything is there."""
+        x, observed = dict(batch.x), dict(batch.observed)
+        for name, own in zip(self.names, self.rows, strict=True):
+            x[name] = torch.cat([batch.x[name], own.to(batch.x[name].dtype)])
+            seen = batch.observed[name]
+            if seen is not None:
+                observed[name] = torch.cat([seen, seen.new_ones(len(own), seen.shape[1])])
+        return Batch(x, observed)
 
 
 @dataclass(eq=False)
 class Output:
-    """What a pass gives; each figure is computed when it is asked for.
+    r"""What a pass gives; each figure is computed when it is asked for.
 
     ``score = Σ weight·nll + Σ terms`` per row and ``loss = mean(score) + Σ aux``: training and
-    scoring are one computation.
+    scoring are one computation. Where a row's code was drawn several times, its score is minus
+    the importance-weighted bound, :math:`-\log \tfrac1k \sum_k e^{-\text{score}_k}` (Burda et
+    al. 2015, arXiv:1509.00519), and the only cost of the rows; cells and nll are of single draws.
     """
 
     model: Model
@@ -187,6 +281,8 @@ class Output:
     def cells(self) -> dict[str, Tensor]:
         """Weighted cost of each entry ``{field: [B, E]}``; missing entries cost nothing."""
         m, t = self.model, self.target
+        if self.code.draws > 1:
+            t = t.rows(torch.arange(len(t), device=self.code.z.device).repeat(self.code.draws))
         return {
             k: m.likelihoods[k].weighted(p, t.x[k], t.observed[k], m.weight(k))
             for k, p in self.params.items()
@@ -200,15 +296,22 @@ class Output:
     @cached_property
     def score(self) -> Tensor:
         """Cost per row ``[B]``: the higher, the more unusual."""
-        return torch.stack([*self.nll.values(), *self.code.terms.values()]).sum(0)
+        each = torch.stack([*self.nll.values(), *self.code.terms.values()]).sum(0)
+        draws = self.code.draws
+        if draws == 1:
+            return each
+        return math.log(draws) - torch.logsumexp(-each.view(draws, -1), 0)
 
     @property
     def costs(self) -> dict[str, tuple[Tensor, float]]:
         """Every cost by name: a scalar, and the factor that makes it its mean over the batch."""
         m, t = self.model, self.target
-        costs = m.field_costs(self.params, t)
-        for name, rows in self.code.terms.items():
-            costs[_free(name, costs)] = rows.sum(), 1.0 / rows.shape[0]
+        if self.code.draws > 1:
+            costs = {"bound": (self.score.sum(), 1.0 / len(t))}
+        else:
+            costs = m.field_costs(self.params, t)
+            for name, rows in self.code.terms.items():
+                costs[_free(name, costs)] = rows.sum(), 1.0 / rows.shape[0]
         for name, value in self.code.aux.items():
             costs[_free(name, costs)] = value, 1.0
         for penalty in m.penalties:

@@ -12,11 +12,12 @@ from refold.backbones.base import Geometry
 from refold.backbones.tied import tie_pairs
 from refold.data.corruptions import corruptions
 from refold.data.schema import Schema
+from refold.errors import InputError
 from refold.fields import Field
 from refold.fusion import fusions
-from refold.latents import latents
+from refold.latents import Latent, latents
 from refold.likelihoods import Likelihood, likelihoods
-from refold.model import Model
+from refold.model import Model, References
 from refold.parts import PartSpec
 from refold.penalties import penalties
 
@@ -55,12 +56,13 @@ class ModelSpec:
         fusion = fusions.build(
             self.fusion,
             {k: b.encoded for k, b in spines.items() if b.geometry.reads},
-            {k: b.decoded for k, b in spines.items() if b.geometry.writes},
+            {k: b.decoded for k, b in spines.items() if b.geometry.writes and not b.coded},
             latent.width,
             latent.size,
         )
         extra = tuple(penalties.build(p) for p in self.penalties)
-        model = Model(spines, fusion, latent, heads, extra)
+        read = {k: schema.fields[k] for k, b in spines.items() if b.geometry.reads}
+        model = Model(spines, fusion, latent, heads, extra, references(latent, read))
         model.weigh(dict(self.weights))
         tie_pairs(model, self.ties)
         return model
@@ -111,6 +113,19 @@ def geometry(own: Field, head: Likelihood | None, corruption: PartSpec | None) -
         reads=not own.target,
         writes=head is not None,
     )
+
+
+def references(latent: Latent, fields: Mapping[str, Field]) -> References | None:
+    """Make the inputs that a latent's prior has encoded, where it asks for any."""
+    if not latent.references:
+        return None
+    for name, own in fields.items():
+        if max(own.sizes) > 1:
+            raise InputError(
+                f"the latent '{latents.spec(latent).name}' learns inputs of its own, which must be "
+                f"numbers, and '{name}' holds classes; use another prior"
+            )
+    return References({k: own.shape for k, own in fields.items()}, latent.references)
 
 
 def is_plain(spec: PartSpec) -> bool:

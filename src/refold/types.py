@@ -67,12 +67,15 @@ class Batch:
 class Code:
     """What a latent makes of a hidden state.
 
-    ``z`` ``[B, D]`` (``[B, L, D]`` for tokens) is the code; ``terms`` are costs per row ``[B]``
-    that belong to the score; ``aux`` are scalar costs of the batch as a whole; ``stats`` are
-    figures to log, never optimised.
+    ``z`` ``[B, D]`` is the code; ``terms`` are costs per row ``[B]`` that belong to the score;
+    ``aux`` are scalar costs of the batch as a whole; ``stats`` are per-row figures ``[B, *]`` never
+    optimised, which the history shows by way of the gauge of their name. With several ``draws`` of
+    each row's code, ``z`` is ``[draws * B, D]``, the first draw of all rows first, and so are the
+    terms; the objective is then the importance-weighted bound.
     """
 
     z: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     aux: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     stats: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    draws: int = 1

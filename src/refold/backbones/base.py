@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,9 @@ class Geometry:
 
 class Backbone(nn.Module, ABC):
     """Two maps: a field to its hidden state, and a hidden state to the likelihood's parameters."""
+
+    coded: ClassVar[bool] = False
+    """Whether :meth:`decode` takes the code itself, past the body: for answers in the code."""
 
     def __init__(self, geometry: Geometry) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """The body between the fields and the code: fields joined, folded, unfolded and parted again."""
 
 from refold.fusion.attention import Attention
-from refold.fusion.base import Fusion, Leads, LinearPath, fusions, join, part, register
+from refold.fusion.base import Fusion, Lateral, Leads, LinearPath, fusions, join, part, register
 from refold.fusion.dense import Concat
 from refold.fusion.direct import Direct
 from refold.fusion.experts import MixtureOfExperts, MixtureOfProducts, ProductOfExperts
@@ -14,6 +14,7 @@ __all__ = [
     "Direct",
     "Fusion",
     "Gated",
+    "Lateral",
     "Leads",
     "LinearPath",
     "Mean",

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from refold.backbones.base import Pairs
+from refold.backbones.base import Pairs, Skips
 from refold.parts import Registry
 
 Leads: TypeAlias = tuple[tuple[tuple[str, ...], nn.Linear], ...]
@@ -81,6 +81,20 @@ class Fusion(nn.Module, ABC):
     @abstractmethod
     def outer(self, hidden: dict[str, Tensor], count: int) -> dict[str, Tensor]:
         """``{field: [B, C]}`` to the same by way of the ``count`` outermost pairs, without code."""
+
+
+class Lateral(Fusion, ABC):
+    """A body whose way up also takes from its way down, beside the code; it may have costs."""
+
+    @abstractmethod
+    def descend(
+        self, hidden: dict[str, Tensor], present: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Skips]:
+        """Latent's input ``[B, into]``, and what the way up takes beside the code."""
+
+    @abstractmethod
+    def ascend(self, z: Tensor, beside: Skips) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """``{field: [B, C]}`` of a code and what is beside it, and scalar costs by name."""
 
 
 fusions: Registry[Fusion] = Registry("fusion")

@@ -1,6 +1,7 @@
 """Bottlenecks: what a code must satisfy. One idea, one file."""
 
-from refold.latents.base import Latent, latents, register
+from refold.latents.base import Discrete, Latent, Variational, latents, register
+from refold.latents.gauges import gauges, readings
 from refold.latents.gaussian import Gaussian
 from refold.latents.nested import Nested
 from refold.latents.plain import Plain
@@ -9,12 +10,16 @@ from refold.latents.sparse import KL, L1, TopK, WinnerTakeAll
 __all__ = [
     "KL",
     "L1",
+    "Discrete",
     "Gaussian",
     "Latent",
     "Nested",
     "Plain",
     "TopK",
+    "Variational",
     "WinnerTakeAll",
+    "gauges",
     "latents",
+    "readings",
     "register",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -29,6 +29,8 @@ class Latent(nn.Module, ABC):
     with the constraint in place: the decoder was trained for no other codes."""
     progress: float = 1.0
     """Share of the training run that has passed; costs with a warm-up read it while training."""
+    references: int = 0
+    """How many learnt inputs the model shall encode beside every batch, for :meth:`meet`."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -49,6 +51,16 @@ class Latent(nn.Module, ABC):
     def sample(self, n: int) -> Tensor:
         """Draw ``n`` codes ``[n, size]`` from the prior; an error where there is none."""
 
+    def begin(self, h: Tensor, rows: int) -> None:
+        """Start from the hidden states ``[n, width]`` of a sample of the ``rows`` of training.
+
+        The base has nothing to start.
+        """
+
+    def meet(self, h: Tensor) -> None:
+        """Take note of the hidden states ``[references, width]`` of the model's learnt inputs."""
+        raise AssertionError
+
     def no_prior(self) -> InputError:
         """Build the error of a latent that cannot sample: it names those that can."""
         able = ", ".join(name for name in latents if latents[name].generative)
@@ -56,6 +68,40 @@ class Latent(nn.Module, ABC):
             f"a model with the latent '{latents.spec(self).name}' cannot sample: its codes follow "
             f"no known distribution; fit with one of these latents: {able} (--recipe vae)"
         )
+
+
+class Variational(Latent, ABC):
+    """A latent whose code is drawn from a posterior :math:`q(z | h)` and has a prior :math:`p(z)`.
+
+    In training the code is drawn, in evaluation it is :meth:`centre`.
+    """
+
+    generative: ClassVar[bool] = True
+
+    @abstractmethod
+    def centre(self, h: Tensor) -> Tensor:
+        """Code ``[B, D]`` that stands for the posterior: its mean."""
+
+    @abstractmethod
+    def draw(self, h: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """Draw ``n`` codes a row, ``[n, B, D]``, and their log-densities ``[n, B]``, in nats."""
+
+    @abstractmethod
+    def log_prior(self, z: Tensor) -> Tensor:
+        """Log-density of codes ``[*, D]`` under the prior, ``[*]``, in nats."""
+
+
+@runtime_checkable
+class Discrete(Protocol):
+    """A latent whose code is made of entries of books, so that whole numbers say it."""
+
+    def indices(self, z: Tensor) -> Tensor:
+        """Whole numbers ``[B, G]`` of codes ``[B, D]`` as :meth:`Latent.forward` gives them."""
+        ...
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Codes ``[B, D]`` of whole numbers ``[B, G]``."""
+        ...
 
 
 latents: Registry[Latent] = Registry("latent")

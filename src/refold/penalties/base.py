@@ -15,6 +15,13 @@ class Penalty(nn.Module, ABC):
 
     progress: float = 1.0
     """Share of the training run that has passed; costs with a warm-up read it while training."""
+    optimizer: str | None = None
+    """Optimiser of the penalty's own networks, with options; None: the model's own."""
+    lr: float | None = None
+    """Learning rate of its networks, which follows the schedule; None: the model's."""
+
+    def attach(self, model: nn.Module) -> None:
+        """Build what needs the finished model's sizes; the base has nothing to build."""
 
     @abstractmethod
     def forward(

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from refold.data.corruptions import Corruption
 from refold.errors import InputError
-from refold.latents import Latent
+from refold.latents import Latent, readings
 from refold.likelihoods import Likelihood
 from refold.training.balance import Balancer
 from refold.training.checks import first_broken_layer, gradient_norms
@@ -120,7 +120,8 @@ def fit(
     draw = torch.Generator(device).manual_seed(seed)
     shuffle = torch.Generator().manual_seed(seed)
     trained = cast("Trainable", model)
-    optimizer = plan.make_optimizer(model)
+    optimizers = plan.make_optimizers(model)
+    optimizer = optimizers[0][0]
     parameters = [p for p in model.parameters() if p.requires_grad]
     # Entering autocast costs as much as a small layer, even where it does nothing.
     autocast = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
@@ -128,11 +129,12 @@ def fit(
     seed_of = lru_cache(16)(partial(torch.tensor, device=device))
     plateau = plan.make_plateau(optimizer)
     run, began, step, waited = Run(), time.perf_counter(), 0, 0
-    set_rate(optimizer, rates[0])
+    set_rates(optimizers, rates[0])
     best: dict[str, Tensor] = {}
     anchor = 0.0  # the loss from which patience counts: small improvements add up
     lowest = 0.0  # that of the best weights
     totals = Totals()
+    anchors = labelled(model, train) if plan.labelled else None
     by_batch = relaxed(model) or corruption is not None  # both may draw once for a whole batch
     portion = plan.batch_size if by_batch else portion_of(model)
     judged, judged_inputs = (train, inputs) if held_out is None else (held_out, held_inputs)
@@ -149,9 +151,8 @@ def fit(
         row["lr"] = optimizer.param_groups[0]["lr"]
         fitted, totals = totals.means(), Totals()
         row |= {f"train_{k}": v for k, v in fitted.items()}
-        held = evaluate(model, judged, corruption, seed, judged_inputs, portion)
-        row |= {f"valid_{k}": v for k, v in held.items() if k != "dead_units"}
-        row |= {k: v for k, v in held.items() if k == "dead_units"}
+        held, figures = evaluate(model, judged, corruption, seed, judged_inputs, portion)
+        row |= {f"valid_{k}": v for k, v in held.items()} | figures
         weights = trained.weights()
         row |= {f"weight_{k}": w for k, w in weights.items() if len(weights) > 1}
         row |= {f"grad_{k}": v for k, v in gradient_norms(model).items()}
@@ -185,7 +186,7 @@ def fit(
         with memory, fitting_threads(model, plan.batch_size):
             trained.set_progress(0.0)
             evaluated()
-            for index in batches(train, plan.batch_size, shuffle):
+            for index in batches(train, plan.batch_size, shuffle, anchors, plan.labelled):
                 if step >= plan.steps:
                     break
                 clean = train.rows(index)
@@ -208,12 +209,13 @@ def fit(
                 totals.add(shown, len(clean))
                 # Free the graph now: the next pass then finds its memory still in cache.
                 del costs, shown, reached, values
-                optimizer.step()
+                for each, _ in optimizers:
+                    each.step()
                 step += 1
                 if step % tick == 0:
                     trained.set_progress(step / plan.steps)
                     if plateau is None:
-                        set_rate(optimizer, rates[step // tick])
+                        set_rates(optimizers, rates[step // tick])
                     notify(None)
                 if (step % plan.period == 0 or step == plan.steps) and not evaluated():
                     run.stopped = f"no improvement in {plan.patience} evaluations"
@@ -231,16 +233,45 @@ def fit(
     return run
 
 
-def batches(rows: Batch, size: int, shuffle: torch.Generator) -> Iterator[Tensor]:
-    """Positions of batches for ever, on the rows' device: each epoch is one permutation."""
+def batches(
+    rows: Batch,
+    size: int,
+    shuffle: torch.Generator,
+    anchors: Tensor | None = None,
+    joining: int = 0,
+) -> Iterator[Tensor]:
+    """Positions of batches for ever, on the rows' device: each epoch is one permutation.
+
+    ``joining`` of the positions ``anchors`` join every batch, those too one permutation after
+    another.
+    """
     device = next(iter(rows.x.values())).device
+    also = None if anchors is None else endless(anchors, min(joining, len(anchors)), shuffle)
     while True:
         order = torch.randperm(len(rows), generator=shuffle).to(device)
         whole = list(order.split(size))
         if len(whole) > 1 and len(whole[-1]) == 1:
             # A row alone has no spread, which batch norm needs; it joins the batch before it.
             whole[-2:] = [order[-size - 1 :]]
-        yield from whole
+        yield from whole if also is None else (torch.cat([part, next(also)]) for part in whole)
+
+
+def endless(positions: Tensor, size: int, shuffle: torch.Generator) -> Iterator[Tensor]:
+    """Portions of ``size`` of the positions for ever, whole permutations without the rest."""
+    while True:
+        order = positions[torch.randperm(len(positions), generator=shuffle).to(positions.device)]
+        yield from order[: len(order) // size * size].split(size)
+
+
+def labelled(model: nn.Module, rows: Batch) -> Tensor | None:
+    """Positions of the rows of which any target is known; None where all are, or none is."""
+    fed: tuple[str, ...] = getattr(model, "inputs", ())
+    targets = [k for k in rows.x if k not in fed and rows.observed[k] is not None]
+    known = [cast(Tensor, rows.observed[k]).any(1) for k in targets]
+    if not known:
+        return None
+    found = torch.stack(known).any(0).nonzero().flatten()
+    return found if len(found) else None
 
 
 def to_training(model: nn.Module) -> None:
@@ -266,10 +297,11 @@ def forget_gradients(model: nn.Module) -> None:
         parameter.grad = None
 
 
-def set_rate(optimizer: Optimizer, rate: float) -> None:
-    """Set the learning rate of every parameter group."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+def set_rates(optimizers: list[tuple[Optimizer, float]], rate: float) -> None:
+    """Set the learning rate of every parameter group, in the optimisers' ratios to ``rate``."""
+    for optimizer, ratio in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * ratio
 
 
 class Totals:
@@ -305,12 +337,13 @@ def evaluate(
     seed: int,
     inputs: Batch | None = None,
     portion: int = VALIDATION_ROWS,
-) -> Row:
-    """Mean over the rows of the loss and of every term, with one fixed draw of the corruption.
+) -> tuple[Row, Row]:
+    """Mean over the rows of the loss and of every term, and figures of the code.
 
-    A latent that is relaxed in evaluation is constrained here as in training, over ``portion`` rows
-    at a time and with one fixed draw too. ``dead_units`` counts the entries of the code that are
-    zero in every row.
+    There is one fixed draw of the corruption. A latent that is relaxed in evaluation is constrained
+    here as in training, over ``portion`` rows at a time and with one fixed draw too. ``dead_units``
+    counts the entries of the code that are zero in every row; gauges read what the latent says of
+    each row.
     """
     model.eval()
     for part in relaxed(model):
@@ -319,6 +352,7 @@ def evaluate(
     device = next(iter(rows.x.values())).device
     draw = torch.Generator(device).manual_seed(seed + 1)
     alive: Tensor | None = None
+    stats: dict[str, list[Tensor]] = {}
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed + 1)
         for start in range(0, len(rows), portion):
@@ -333,8 +367,12 @@ def evaluate(
             if output.code is not None:
                 active = (output.code.z != 0).any(0)
                 alive = active if alive is None else alive | active
+                for name, value in output.code.stats.items():
+                    stats.setdefault(name, []).append(value.detach())
     means = totals.means()
-    return means if alive is None else {**means, "dead_units": float((~alive).sum())}
+    if alive is None:
+        return means, {}
+    return means, {"dead_units": float((~alive).sum()), **readings(stats)}
 
 
 def portion_of(model: nn.Module) -> int:

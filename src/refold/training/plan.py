@@ -14,6 +14,7 @@ from torch.optim import Optimizer, lr_scheduler
 
 from refold.errors import InputError, unknown
 from refold.parts import PartSpec
+from refold.penalties import Penalty
 
 # These need a closure, sparse gradients or matrices alone, which no model here gives them.
 UNUSABLE = ("lbfgs", "sparseadam", "muon")
@@ -78,6 +79,8 @@ class Plan:
     schedule: str
     patience: int | None
     min_delta: float = 1e-5
+    labelled: int = 0
+    """Rows with a target, of which few are known, that join every batch."""
     solved: bool = False
     """Whether the closed form is the optimum, so that there are no steps to take."""
 
@@ -93,6 +96,7 @@ class Plan:
         schedule: str | None = None,
         patience: int | None = None,
         min_delta: float = 1e-5,
+        labelled: int | None = None,
     ) -> Plan:
         """Fill in what was not given for ``rows`` training rows.
 
@@ -120,7 +124,7 @@ class Plan:
             batch, steps, period, per_epoch, 2e-3 if lr is None else lr, given,
             schedule or "cosine",
             patience if patience is not None else max(5, evaluations // 4),
-            min_delta,
+            min_delta, labelled or 0,
         )  # fmt: skip
 
     def without_steps(self) -> Plan:
@@ -146,22 +150,41 @@ class Plan:
         given: dict[str, Any] = {**values, "optimizer": PartSpec.parse(values["optimizer"])}
         return cls(**given)
 
-    def make_optimizer(self, model: nn.Module) -> Optimizer:
-        """Build the optimiser, fused where torch has a fused kernel for it."""
-        options: dict[str, Any] = {"lr": self.lr, **self.optimizer.options}
-        known = list(inspect.signature(OPTIMIZERS[self.optimizer.name]).parameters)[2:]
-        for option in self.optimizer.options:
+    def make_optimizers(self, model: nn.Module) -> list[tuple[Optimizer, float]]:
+        """Build the optimisers, each with the ratio of its learning rate to the plan's.
+
+        The first is the model's; penalties with networks that learn by a rule or rate of their own
+        follow.
+        """
+        own = [p for p in model.modules() if isinstance(p, Penalty) and (p.optimizer or p.lr)]
+        apart = {id(w) for p in own for w in p.parameters()}
+        main = [w for w in model.parameters() if w.requires_grad and id(w) not in apart]
+        made = [(self._optimizer(self.optimizer, main, self.lr), 1.0)] if main else []
+        for penalty in own:
+            weights = [w for w in penalty.parameters() if w.requires_grad]
+            spec = PartSpec.parse(penalty.optimizer) if penalty.optimizer else self.optimizer
+            rate = penalty.lr or self.lr
+            if weights:
+                made.append((self._optimizer(spec, weights, rate), rate / self.lr))
+        return made
+
+    def _optimizer(self, spec: PartSpec, parameters: list[nn.Parameter], lr: float) -> Optimizer:
+        """Build one optimiser, fused where torch has a fused kernel for it."""
+        if spec.name not in OPTIMIZERS:
+            raise unknown("optimizer", spec.name, OPTIMIZERS)
+        options: dict[str, Any] = {"lr": lr, **spec.options}
+        known = list(inspect.signature(OPTIMIZERS[spec.name]).parameters)[2:]
+        for option in spec.options:
             if option not in known:
-                raise unknown(f"option of optimizer '{self.optimizer.name}'", option, known)
-        if self.optimizer.name in FUSED:
+                raise unknown(f"option of optimizer '{spec.name}'", option, known)
+        if spec.name in FUSED:
             options.setdefault("fused", True)
-        if self.optimizer.name == "adamw":
+        if spec.name == "adamw":
             options.setdefault("weight_decay", 1e-4)
-        parameters = [p for p in model.parameters() if p.requires_grad]
         try:
-            return OPTIMIZERS[self.optimizer.name](parameters, **options)
+            return OPTIMIZERS[spec.name](parameters, **options)
         except (TypeError, ValueError) as error:
-            raise InputError(f"the optimizer '{self.optimizer}' cannot be made: {error}") from error
+            raise InputError(f"the optimizer '{spec}' cannot be made: {error}") from error
 
     def make_plateau(self, optimizer: Optimizer) -> lr_scheduler.ReduceLROnPlateau | None:
         """Build what lowers the rate on a plateau, well before patience ends; None: not asked."""

@@ -127,7 +127,7 @@ def start_constant(model: Model, rows: Batch) -> None:
         params = head.marginal(rows.x[name], rows.observed[name]).float()
         if not spine.start_at(params):
             bias[at : at + spine.decoded] = params
-        at += spine.decoded
+        at += 0 if spine.coded else spine.decoded
 
 
 @torch.no_grad()
@@ -156,12 +156,22 @@ def start_centred(model: Model, rows: Batch) -> None:
         path.beside[-1].zero_()
 
 
+@torch.no_grad()
+def start_latent(model: Model, rows: Batch) -> None:
+    """Let a latent start from the hidden states of some rows of training."""
+    if model.references is not None:
+        model.references.start(rows)
+    sample = rows.rows(slice(None, None, max(1, len(rows) // ENOUGH)))
+    model.latent.begin(model.hidden(sample)[0], len(rows))
+
+
 def can_start_pca(model: Model) -> bool:
     """Whether a linear path leads from numbers to the code and from the code to their means."""
     return (
         model.fusion.linear_path() is not None
         and isinstance(model.latent, Plain | Nested)
         and all(isinstance(model.backbones[k], Flat) for k in model.inputs)
+        and not any(model.backbones[k].coded for k in model.outputs)
         and all(_is_mean(model.likelihoods[k]) for k in model.rebuilt)
         and bool(model.rebuilt)
     )

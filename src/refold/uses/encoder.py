@@ -96,7 +96,7 @@ class EncoderModule(nn.Module):
             inside[name] = x
         backbones: Any = dict(zip(self.names, self.backbones, strict=True))
         rows = Batch(inside, batch.observed)
-        return fold(backbones, self.fusion, self.latent, rows)[0].z.flatten(1)
+        return fold(backbones, self.fusion, self.latent, rows).z.flatten(1)
 
     def extra_repr(self) -> str:
         """Return the scale of each field."""

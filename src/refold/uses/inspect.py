@@ -359,6 +359,8 @@ def dictionary(model: Model, schema: Schema) -> Dictionary | None:
     labels: dict[str, tuple[str, ...]] = {}
     for name in model.outputs:
         spine = model.backbones[name]
+        if spine.coded:
+            continue
         block, at = up[at : at + spine.decoded], at + spine.decoded
         if isinstance(spine, Flat | Embed):
             own = schema.fields[name]
