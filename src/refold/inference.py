@@ -71,6 +71,18 @@ def embed(model: Model, rows: Batch, schema: Schema) -> Tensor:
 
 
 @torch.inference_mode()
+def indices(model: Model, rows: Batch, schema: Schema) -> Tensor:
+    """Numbers ``[n, G]`` of the entries of books that codes are made of, of a discrete latent."""
+    model.eval()
+    device = model.fusion.last_bias().device
+    found = [
+        model.encode(guard(part, schema).to(device))[0].stats["indices"][:count, :-1].cpu()
+        for part, count in portions(rows)
+    ]
+    return torch.cat(found)
+
+
+@torch.inference_mode()
 def decode(model: Model, z: Tensor) -> Iterator[dict[str, Tensor]]:
     """Likelihood parameters of codes ``[n, D]``, portion by portion."""
     model.eval()

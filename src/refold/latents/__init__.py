@@ -5,16 +5,21 @@ from refold.latents.gauges import gauges, readings
 from refold.latents.gaussian import Gaussian
 from refold.latents.nested import Nested
 from refold.latents.plain import Plain
+from refold.latents.quantised import VQ, ResidualVQ
+from refold.latents.scalar import FSQ
 from refold.latents.sparse import KL, L1, TopK, WinnerTakeAll
 
 __all__ = [
+    "FSQ",
     "KL",
     "L1",
+    "VQ",
     "Discrete",
     "Gaussian",
     "Latent",
     "Nested",
     "Plain",
+    "ResidualVQ",
     "TopK",
     "Variational",
     "WinnerTakeAll",

@@ -93,11 +93,10 @@ class Variational(Latent, ABC):
 
 @runtime_checkable
 class Discrete(Protocol):
-    """A latent whose code is made of entries of books, so that whole numbers say it."""
+    """A latent whose code is made of entries of books, so that whole numbers say it.
 
-    def indices(self, z: Tensor) -> Tensor:
-        """Whole numbers ``[B, G]`` of codes ``[B, D]`` as :meth:`Latent.forward` gives them."""
-        ...
+    Its codes carry them in ``stats["indices"]`` ``[B, G + 1]``, with the size of the book last.
+    """
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Codes ``[B, D]`` of whole numbers ``[B, G]``."""
