@@ -22,6 +22,7 @@ from refold.penalties.weights import identity_cost
 from refold.types import Batch, Code
 
 OPTIONS = {"perceptual": {"network": nn.Linear(6, 4)}}
+CHARGING = sorted({*penalties} - {"adversarial"})  # whose critic has a cost of its own
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def built(name):
     return penalties.build(PartSpec(name, OPTIONS.get(name, {})))
 
 
-@pytest.mark.parametrize("name", sorted(penalties))
+@pytest.mark.parametrize("name", CHARGING)
 def test_every_cost_is_a_named_scalar_that_reaches_the_model(name, passed):
     model, rows, _, _ = passed
     output = model(rows)
@@ -55,12 +56,15 @@ def test_every_cost_is_a_named_scalar_that_reaches_the_model(name, passed):
     model.zero_grad()
 
 
-@pytest.mark.parametrize("name", sorted(penalties))
+@pytest.mark.parametrize("name", CHARGING)
 def test_spec_round_trip_and_weight(name, passed):
     penalty = built(name)
     spec = penalties.spec(penalty)
     twice = penalties.build(PartSpec(name, {**spec.options, "weight": 2 * spec.options["weight"]}))
-    one, two = penalty(*passed), twice(*passed)
+    torch.manual_seed(0)
+    one = penalty(*passed)
+    torch.manual_seed(0)
+    two = twice(*passed)
     for term in one:
         torch.testing.assert_close(two[term], 2 * one[term])
     with pytest.raises(InputError, match="0 or more"):

@@ -1,4 +1,4 @@
-"""Images that lost sharpness: the target keeps it, and the model learns to give it back."""
+"""Images that lost sharpness or moved: the target has not, and the model learns to undo it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import math
 from typing import final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from refold.data.corruptions.base import OnImages, check_side, register
+from refold.data.corruptions.masking import check_value
 from refold.errors import InputError, unknown
 from refold.ops.images import MODES, blur, resize, shrink
 
@@ -67,3 +69,38 @@ class Downscale(OnImages):
         check_side(self.factor, x, "the factor of downscale")
         height, width = x.shape[-2:]
         return resize(shrink(x, self.factor), (height, width), self.mode)
+
+
+@final
+@register("shift")
+class Shift(OnImages):
+    """Move every image by up to ``pixels`` along each axis, each by as many as it likes.
+
+    Both distances are drawn uniformly from the whole numbers between ``-pixels`` and ``pixels``;
+    what moves in from beyond the border is ``value``. All channels move together; which pixels
+    were observed stays as it is.
+
+    >>> x = torch.zeros(200, 1, 5, 5)
+    >>> x[:, 0, 2, 2] = 1.0
+    >>> moved = Shift(pixels=1).corrupt(x)
+    >>> bool((moved[..., 1:4, 1:4].sum((1, 2, 3)) == 1).all()), int((moved.mean(0) > 0).sum())
+    (True, 9)
+    """
+
+    def __init__(self, *, pixels: int = 2, value: float = 0.0) -> None:
+        if pixels < 1:
+            raise InputError(f"the shift is {pixels}; it must be 1 pixel or more")
+        check_value(value)
+        self.pixels, self.value = pixels, value
+
+    def field(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Look up each pixel where it was."""
+        check_side(self.pixels, x, "the shift")
+        rows, channels, height, width = x.shape
+        most, device = self.pixels, x.device
+        moved = torch.randint(0, 2 * most + 1, (2, rows, 1), generator=generator, device=device)
+        down = (moved[0] + torch.arange(height, device=device)).view(rows, 1, height, 1)
+        across = (moved[1] + torch.arange(width, device=device)).view(rows, 1, 1, width)
+        each = torch.arange(rows, device=device).view(rows, 1, 1, 1)
+        channel = torch.arange(channels, device=device).view(1, channels, 1, 1)
+        return F.pad(x, (most,) * 4, value=self.value)[each, channel, down, across]
