@@ -28,7 +28,8 @@ from refold.parts import PartSpec
 FLAT = Geometry((3,), (1, 1, 1), 3, False)
 CLASSES = Geometry((3,), (2, 4, 3), 9, False)
 IMAGE = Geometry((2, 9, 6), (1,) * 108, 108, False)
-CASES = {"flat": FLAT, "embed": CLASSES, "conv": IMAGE, "dense": FLAT}
+CASES = {"flat": FLAT, "embed": CLASSES, "conv": IMAGE, "dense": FLAT, "transformer": IMAGE}
+CASES["recurrent"] = Geometry((5, 2), (1,) * 10, 10, False)
 RICH = (
     {"channels": 4, "repeat": 2, "kernel": 4, "pool": 2, "residual": True, "norm": "group"},
     {"channels": 6, "repeat": 2, "pool": 2, "attention": 2, "norm": "layer", "bias": False},

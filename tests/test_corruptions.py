@@ -18,9 +18,11 @@ from refold.data.corruptions import (
     Downscale,
     GaussianNoise,
     Hide,
+    Mask,
     Masking,
     Patches,
     SaltAndPepper,
+    Shift,
     Swap,
     corruptions,
     resolve,
@@ -40,9 +42,11 @@ EXAMPLES = {
     "downscale": Downscale(factor=3, mode="bicubic"),
     "gaussian": GaussianNoise(std=0.4, mean=0.1, clip=(-0.2, 0.9)),
     "hide": Hide(rate=(0.2, 0.8), fields=0.3, whole=0.1, score="hidden"),
+    "mask": Mask(fraction=0.6, patch=3, score="all"),
     "masking": Masking(fraction=0.4, value=-2.0, per="pixel"),
     "patches": Patches(size=3, fraction=0.4, value=0.2),
     "salt_and_pepper": SaltAndPepper(fraction=0.3, salt=0.2, low=-3.0, high=3.0, per="pixel"),
+    "shift": Shift(pixels=3, value=0.3),
     "swap": Swap(fraction=0.4),
 }
 STEADY = ("blur", "downscale")  # nothing about them is random
@@ -135,7 +139,7 @@ def test_without_an_image_the_error_says_what_is_needed(name):
 
 def test_images_only_is_known_before_anything_runs():
     always = {n for n in corruptions if corruptions[n].images_only}
-    assert always == {"blur", "boxes", "downscale", "patches"}
+    assert always == {"blur", "boxes", "downscale", "patches", "shift"}
     assert Masking(per="pixel").images_only
     assert not Masking().images_only
     assert Chain(parts=("masking", "boxes")).images_only
@@ -173,6 +177,10 @@ WRONG = {
     "gaussian(mean=1e999)": "mean is inf",
     "gaussian(clip=(1, 0))": r"clip is \(1, 0\)",
     "gaussian(clip=(1,))": r"clip is \(1,\)",
+    "mask(fraction=1)": "fraction of tokens is 1; it must lie between 0 and 1, and be neither",
+    "mask(fraction=0)": "hidden fraction of tokens is 0",
+    "mask(patch=0)": "patch is 0; it must be 1 or more",
+    "mask(score=hiden)": "did you mean 'hidden'",
     "masking(fraction=1.5)": "fraction is 1.5.*between 0 and 1",
     "masking(per='row')": "unknown unit in per 'row'.*element, pixel",
     "masking(value=1e999)": "value of masked entries is inf",
@@ -190,6 +198,7 @@ WRONG = {
     "patches(fraction=1.01)": "removed fraction of patches is 1.01",
     "blur(sigma=0)": "sigma is 0; it must be above 0",
     "blur(sigma=1e999)": "sigma is inf",
+    "shift(pixels=0)": "the shift is 0; it must be 1 pixel or more",
     "downscale(factor=1)": "factor of downscale is 1; it must be 2 or more",
     "downscale(mode=bilinaer)": "did you mean 'bilinear'",
     "chain(parts=())": "has no parts",
@@ -450,6 +459,23 @@ def test_blur_is_scipys(sigma):
     torch.testing.assert_close(Blur(sigma=sigma).corrupt(x), torch.from_numpy(expected))
 
 
+def test_a_shift_is_a_roll_of_the_padded_image_and_every_distance_is_as_likely():
+    x = torch.rand(2000, 2, 5, 6, generator=seeded())
+    moved = Shift(pixels=2, value=7.0).corrupt(x, seeded(1))
+    counts = torch.zeros(5, 5)
+    for before, after in zip(x, moved, strict=True):
+        padded = torch.nn.functional.pad(before, (2, 2, 2, 2), value=7.0)
+        fits = [
+            (i, j)
+            for i in range(5)
+            for j in range(5)
+            if torch.equal(padded[:, i : i + 5, j : j + 6], after)
+        ]
+        assert len(fits) == 1
+        counts[fits[0]] += 1
+    assert float((counts - 80).square().sum() / 80) < 51  # chi-squared of 24, 0.1 % beyond
+
+
 @pytest.mark.parametrize("mode", ["bilinear", "nearest", "bicubic"])
 @pytest.mark.parametrize("part", ["downscale", "blur"])
 def test_a_constant_image_stays_what_it_is(part, mode):
@@ -527,3 +553,99 @@ def test_a_corruption_of_the_users_own_is_named_by_its_class():
     assert issubclass(Rain, Corruption)
     with pytest.raises(InputError, match="'Rain' needs images"):
         Rain().corrupt(torch.zeros(3, 4))
+
+
+# ------------------------------------------------------------------ masks
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.75])
+@pytest.mark.parametrize("shape", [(3, 28, 28), (2, 9, 8), (30, 5), (8,)])
+def test_mask_hides_as_many_whole_tokens_of_every_row(shape, fraction):
+    x = ones(50, *shape)
+    hidden = ~Mask(fraction=fraction, patch=4)(Batch({"x": x}, {"x": None}), seeded()).observed["x"]
+    hidden = hidden.view(50, *shape)
+    if len(shape) == 3:  # by loops: squares of four pixels, fewer at the edges, all channels alike
+        tokens = [
+            hidden[:, :, i : i + 4, j : j + 4].flatten(1)
+            for i in range(0, shape[1], 4)
+            for j in range(0, shape[2], 4)
+        ]
+    elif len(shape) == 2:
+        tokens = [hidden[:, i : i + 4].flatten(1) for i in range(0, shape[0], 4)]
+    else:
+        tokens = list(hidden[:, :, None].unbind(1))
+    assert all(torch.equal(t.any(1), t.all(1)) for t in tokens)
+    gone = torch.stack([t.any(1) for t in tokens], 1)
+    assert (gone.sum(1) == round(fraction * len(tokens))).all()
+    assert len({tuple(row) for row in gone.tolist()}) > 5  # rows differ
+
+
+def test_mask_hides_every_token_and_every_pair_alike():
+    x = ones(20_000, 1, 4, 4)
+    batch = Mask(fraction=0.5, patch=2)(Batch({"x": x}, {"x": None}), seeded())
+    gone = ~batch.observed["x"].view(-1, 4, 4)[:, ::2, ::2].flatten(1)
+    pairs = gone.double().T @ gone.double() / len(x)
+    expected = torch.full((4, 4), 1 / 6, dtype=torch.float64).fill_diagonal_(1 / 2)
+    torch.testing.assert_close(pairs, expected, atol=0.012, rtol=0)
+
+
+def test_mask_draws_the_cells_of_a_table_together():
+    x = {"alone": ones(4000, 1), "numbers": ones(4000, 4), "classes": ones(4000, 3).long()}
+    batch = Mask(fraction=0.75)(Batch(x, dict.fromkeys(x)), seeded())
+    gone = ~torch.cat([batch.observed[k] for k in x], 1)
+    assert (gone.sum(1) == 6).all()
+    torch.testing.assert_close(gone.double().mean(0), ones(8) * 0.75, atol=0.03, rtol=0)
+    image = Batch({"x": ones(4000, 1, 8, 8), "y": ones(4000, 1)}, {"x": None, "y": None})
+    batch = Mask(fraction=0.75)(image, seeded())
+    assert ((~batch.observed["x"]).sum(1) == 3 * 16).all()
+    assert float((~batch.observed["y"]).double().mean()) == pytest.approx(0.75, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "columns", "count"), [(0.75, 2, 1), (0.01, 5, 1), (0.99, 5, 4)]
+)
+def test_mask_hides_one_and_leaves_one(fraction, columns, count):
+    batch = Mask(fraction=fraction)(Batch({"x": ones(9, columns)}, {"x": None}), seeded())
+    assert ((~batch.observed["x"]).sum(1) == count).all()
+
+
+def test_mask_hides_a_share_of_what_a_row_has():
+    g = seeded(3)
+    numbers = torch.rand(3000, 8, generator=g) < torch.rand(3000, 1, generator=g)
+    image = torch.rand(3000, 1, 9, 8, generator=g) < 0.1 * torch.rand(3000, 1, 1, 1, generator=g)
+    whole = {"numbers": numbers, "image": image.flatten(1)}
+    batch = Batch({"numbers": ones(3000, 8), "image": ones(3000, 1, 9, 8)}, whole)
+    drawn = Mask(fraction=0.7, patch=4)(batch, seeded())
+    blocks = [image[:, :, i : i + 4, j : j + 4] for i in (0, 4, 8) for j in (0, 4)]
+    left = drawn.observed["image"].view_as(image)
+    kept = [left[:, :, i : i + 4, j : j + 4] for i in (0, 4, 8) for j in (0, 4)]
+    had = {"numbers": numbers, "image": torch.stack([b.flatten(1).any(1) for b in blocks], 1)}
+    has = {
+        "numbers": drawn.observed["numbers"],
+        "image": torch.stack([b.flatten(1).any(1) for b in kept], 1),
+    }
+    for before, after in zip(blocks, kept, strict=True):  # a square goes whole or stays as it was
+        assert ((after == before).flatten(1).all(1) | ~after.flatten(1).any(1)).all()
+    for k in had:
+        for n in range(had[k].shape[1] + 1):
+            gone = (had[k] & ~has[k])[had[k].sum(1) == n].sum(1)
+            if n == 1:
+                assert float(gone.double().mean()) == pytest.approx(0.7, abs=0.1)
+            elif len(gone):
+                assert (gone == (min(max(round(0.7 * n), 1), n - 1) if n else 0)).all()
+
+
+def test_of_what_a_mask_hides_what_was_there_is_scored_and_no_more():
+    batch = mixed(500)
+    seen = batch.observed["numeric"]
+    for score in ("hidden", "visible", "all"):
+        part = Mask(fraction=0.6, patch=3, score=score)
+        drawn = part(batch, seeded())
+        target = part.target(batch, drawn)
+        assert all(torch.equal(target.x[k], batch.x[k]) for k in batch.x)
+        left = drawn.observed["numeric"]
+        assert not (left & ~seen).any()
+        scored = {"hidden": seen & ~left, "visible": left, "all": seen}[score]
+        assert torch.equal(target.observed["numeric"], scored)
+        if score == "hidden":
+            assert torch.equal(target.observed["image"], ~drawn.observed["image"])
