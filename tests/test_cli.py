@@ -25,7 +25,9 @@ from refold.modelfile import _checksum
 from refold.recipe import RECIPES
 
 HEADER = ["score", "p_value", "is_anomaly", "cause"]
-COMMANDS = ("fit", "embed", "reconstruct", "score", "sample", "report", "recipes", "demo")
+COMMANDS = (
+    "fit", "embed", "reconstruct", "score", "sample", "report", "compare", "recipes", "demo",
+)  # fmt: skip
 
 
 class Ran(NamedTuple):

@@ -13,8 +13,10 @@ from refold.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from refold import backbones, fields, latents, likelihoods, penalties
+    from refold.comparison import compare
     from refold.data import corruptions
     from refold.data.pairs import Pairs
+    from refold.data.windows import per_step, windows
     from refold.errors import InputError
     from refold.estimator import Autoencoder, InputWarning, load
     from refold.recipe import recipes
@@ -29,8 +31,11 @@ _HOMES = {
     "InputError": "refold.errors",
     "InputWarning": "refold.estimator",
     "Pairs": "refold.data.pairs",
+    "compare": "refold.comparison",
     "load": "refold.estimator",
+    "per_step": "refold.data.windows",
     "recipes": "refold.recipe",
+    "windows": "refold.data.windows",
 }
 _ROOMS = {
     "backbones": "refold.backbones",
@@ -52,6 +57,7 @@ __all__ = [
     "__version__",
     "backbones",
     "checks",
+    "compare",
     "corruptions",
     "fields",
     "figures",
@@ -59,8 +65,10 @@ __all__ = [
     "likelihoods",
     "load",
     "penalties",
+    "per_step",
     "recipes",
     "restore",
+    "windows",
 ]
 
 

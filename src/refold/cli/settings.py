@@ -12,6 +12,10 @@ from refold.hints import expectation, fits
 NESTED = ("latent", "corruption", "fusion")
 OWN = ("fields", "verbose")  # the command line has a way of its own to say these
 
+EACH = {  # said for all recipes at once, in words of their own
+    "recipe": "--recipes", "latent": "--latent", "epochs": "--epochs", "seed": "--seed",
+}  # fmt: skip
+
 
 def constructor_arguments(
     *,
@@ -62,6 +66,25 @@ def constructor_arguments(
     if fields:
         arguments["fields"] = fields
     return arguments
+
+
+def shared_arguments(ignore: Sequence[str], settings: Sequence[str]) -> dict[str, Any]:
+    """Turn the options of ``refold compare`` into what every recipe is to be trained with.
+
+    >>> shared_arguments(["id"], ["lr=0.01"])
+    {'fields': {'id': 'ignore'}, 'lr': 0.01}
+    """
+    for setting in settings:
+        head = setting.partition("=")[0].partition(".")[0]
+        if head in EACH:
+            raise InputError(
+                f"cannot use --set {setting}: recipes are compared by their own {head}; use "
+                f"{EACH[head]}"
+            )
+    given = constructor_arguments(
+        recipe=None, latent=None, epochs=None, seed=0, ignore=ignore, settings=settings
+    )
+    return {k: given[k] for k in sorted(given) if k not in EACH}
 
 
 def predicted(column: str, kind: str) -> str:

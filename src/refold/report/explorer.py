@@ -12,6 +12,7 @@ from refold.fields import Image
 from refold.report.evidence import Evidence
 from refold.report.pictures import Sheet, sheet
 from refold.report.text import cell, percent, rounded, shortened
+from refold.table import is_list
 from refold.uses.inspect import Activity
 
 UNITS = 64  # units to choose an axis from
@@ -101,6 +102,8 @@ def columns(evidence: Evidence) -> list[dict[str, Any]]:
             if column.ndim == 2:
                 block = column[:, : most - len(found)].astype(float)
                 found += [_numbers(f"{name}{i}", block[:, i]) for i in range(block.shape[1])]
+            continue
+        if is_list(column.type):
             continue
         found.append(column_colours(name, column, name in classes))
         if len(found) >= most:

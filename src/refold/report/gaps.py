@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from refold.fields import Field, Image
+from refold.fields import Field, Image, Series
 from refold.fields.base import scalar
 from refold.report.charts import LineChart
 from refold.report.evidence import Evidence, role
 from refold.report.pictures import picture
-from refold.report.rows import CELLS, LONG, curve, named
+from refold.report.rows import CELLS, CHANNELS, LONG, channel_titles, curve, named
 from refold.report.text import cell, number
 from refold.table import Column
 from refold.uses import complete
@@ -60,6 +60,8 @@ def gaps_of(evidence: Evidence) -> Gaps:
     for name, own in schema.fields.items():
         seen = data.everything.observed[name]
         gaps = None if seen is None else ~seen.numpy()
+        if isinstance(own, Series) and own.columns[0] in data.table.columns:
+            gaps = own.gaps(data.table.columns[own.columns[0]])  # the end of a series is no gap
         for j, column in enumerate(own.columns):
             if own.target and column not in data.table.columns:
                 continue
@@ -121,6 +123,9 @@ def filled_rows(evidence: Evidence) -> list[FilledRow]:
             for c in own.columns:
                 if c in given:
                     cells[c] = _scalars(c, own, given, full)
+        elif isinstance(own, Series):
+            if own.columns[0] in given:
+                curves += _channels(own, given[own.columns[0]], full[own.columns[0]])
         elif own.columns[0] in given:
             ends = [np.asarray(v[own.columns[0]]) for v in (given, full)]
             if isinstance(own, Image):
@@ -190,6 +195,20 @@ def _block(own: Field, given: NDArray[Any], full: NDArray[Any]) -> dict[str, lis
         ]
         for j, entry in enumerate(own.entries)
     }
+
+
+def _channels(own: Series, given: Column, full: Column) -> list[list[LineChart]]:
+    """Series with their gaps and what fills them, a chart for each of the first channels."""
+    before, after = own.given_numbers(given), own.given_numbers(full)
+    filled = np.where(own.gaps(given).reshape(before.shape), after, np.nan)
+    titles = channel_titles(own)
+    return [
+        [
+            curve(titles[c], {"given": before[i, :, c], "back": filled[i, :, c]})
+            for i in range(len(before))
+        ]
+        for c in range(min(before.shape[2], CHANNELS))
+    ]
 
 
 def _curves(own: Field, given: NDArray[Any], full: NDArray[Any]) -> list[LineChart]:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from refold.fields import Field, Image
+from refold.fields import Field, Image, Series, Text
 from refold.fields.base import kind_of, scalar
 from refold.fields.category import Classes
 from refold.recipe import RECIPES, recipes
 from refold.report.evidence import Evidence, role
 from refold.report.text import cell, number, percent, shortened
-from refold.uses.inspect import Fidelity, fidelity
+from refold.uses.inspect import Fidelity, fidelity, tokens_right
 
 COLUMNS = 200  # columns listed
 WIDE = 512  # entries of a field up to which each is judged by itself
@@ -79,6 +79,14 @@ def values(own: Field) -> list[str]:
         return [_levels(levels, between) for levels in own.levels]
     if isinstance(own, Image):
         return [" to ".join(number(getattr(own, end)) for end in ("low", "high"))]
+    if isinstance(own, Text):
+        return [f"up to {own.steps} tokens, of {own.known:,} different ones"]
+    if isinstance(own, Series) and own.scale == "window":
+        return ["each at its own level and scale"]
+    if isinstance(own, Series):
+        ends = (np.array(own.mean) + np.array(own.std) * v for v in (own.low, own.high))
+        low, high = (found for found in ends)
+        return [f"{number(float(low.min()))} to {number(float(high.max()))}"]
     mean, std, bounds = getattr(own, "mean", ()), getattr(own, "std", ()), own.bounds
     if bounds is None or (own.block and not mean):
         shares = kind_of(own) == "distribution"
@@ -129,18 +137,24 @@ def _fidelity(evidence: Evidence) -> dict[str, list[Fidelity]]:
         return {}
     schema = evidence.ae.schema_
     narrow = {
-        k for k, f in schema.fields.items() if not (f.block or f.given) and len(f.entries) <= WIDE
+        k
+        for k, f in schema.fields.items()
+        if not (f.block or f.alone or f.given) and len(f.entries) <= WIDE
     }
-    if not narrow:
+    texts = [k for k, f in schema.fields.items() if f.alone and not f.given]
+    if not narrow and not texts:
         return {}
-    points = evidence.found.points
-    return fidelity(schema, evidence.data.batch, {k: points[k] for k in narrow})
+    points, batch = evidence.found.points, evidence.data.batch
+    found = fidelity(schema, batch, {k: points[k] for k in narrow})
+    return found | {k: [tokens_right(batch, k, points[k])] for k in texts}
 
 
 def _back(found: Fidelity, own: Field) -> tuple[str, float | None]:
     if math.isnan(found.kept):
         return "–", None
     bar = min(1.0, max(0.0, found.kept))
+    if isinstance(own, Text):
+        return f"{percent(found.kept)} of the tokens at their place", bar
     if isinstance(own, Classes):
         return f"{percent(found.kept)} right; always the commonest: {percent(found.guess)}", bar
     return f"{percent(found.kept)} of the variance", bar

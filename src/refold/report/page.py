@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,26 +57,41 @@ def write(
     >>> write(refold.load("model"), "report.html", "data.csv")  # doctest: +SKIP
     PosixPath('report.html')
     """
+    pages = environment()
+    evidence = Evidence.of(ae, data)
+    shown = {**contents(evidence), "title": title or _title(data, ae)}
+    return publish(pages, "page.html.jinja", path, ("page.js", "orbit.js"), shown)
+
+
+def environment() -> Any:
+    """Return the templates' environment; :class:`MissingExtraError` where jinja2 is missing."""
     try:
         import jinja2
     except ImportError as error:
         raise missing_extra("jinja2", "report", "the report") from error
-    target = Path(path)
-    evidence = Evidence.of(ae, data)
-    environment = jinja2.Environment(
+    found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {
-        "number": number, "percent": percent, "short": shortened, "curve": _curve
-    }  # fmt: skip
-    script = f"{read('page.js')}\n{read('orbit.js')}"
-    page = environment.get_template("page.html.jinja").render(
-        **contents(evidence),
-        title=title or _title(data, ae),
+    found.filters |= {"number": number, "percent": percent, "short": shortened, "curve": _curve}
+    return found
+
+
+def publish(
+    pages: Any,
+    template: str,
+    path: str | os.PathLike[str],
+    scripts: Sequence[str],
+    shown: Mapping[str, Any],
+) -> Path:
+    """Write a template as one self-contained file, whole or not at all."""
+    target = Path(path)
+    script = "\n".join(map(read, scripts))
+    page = pages.get_template(template).render(
+        **shown,
         style=_style(),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

@@ -1,4 +1,4 @@
-"""Rows beside reconstructions: images as pictures, long vectors as curves, the rest as cells."""
+"""Rows beside reconstructions: images as pictures, series as curves, the rest as cells."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from refold.data.schema import Schema
-from refold.fields import Field, Image
+from refold.fields import Field, Image, Series, Text
 from refold.fields.base import kind_of, scalar
 from refold.fields.category import Classes
 from refold.report.charts import LineChart, line_chart
@@ -24,6 +24,7 @@ from refold.uses.inspect import differing
 CELLS = 24  # cells of a row that are shown
 LONG = 32  # entries above which a vector is a curve, not cells
 CURVE = 400  # points of a curve
+CHANNELS = 4  # channels of a series that are drawn
 WORDS = {
     "numeric": "a number is off by more than one standard deviation of its column in training",
     "count": "a count is off by more than a factor of two",
@@ -109,6 +110,11 @@ def row_views(evidence: Evidence, rows: NDArray[np.int64]) -> list[RowView]:
     for name, own in schema.fields.items():
         if isinstance(own, Image):
             pictures.append(_pictures(part, name, own))
+        elif isinstance(own, Series):
+            curves += _channels(part, name, own)
+        elif isinstance(own, Text):
+            cells[own.columns[0]] = _texts(part, name, own)
+            costs[own.columns[0]] = _cost(part, name, own, slice(None))
         elif own.block and len(own.entries) > LONG:
             curves.append(_curves(part, name, own))
         else:
@@ -148,6 +154,10 @@ training'
             continue
         if isinstance(own, Classes):
             found["a class is another"] = None
+        elif isinstance(own, Text):
+            found["a text is another"] = None
+        elif isinstance(own, Series):
+            continue
         else:
             known = kind_of(own) if kind_of(own) in WORDS else "numeric"
             found[WORDS[known]] = None
@@ -175,11 +185,11 @@ def _costliest(
     return tuple(cells[name][row] for name in order)
 
 
-def _cost(part: _Portion, name: str, own: Field, entry: int) -> NDArray[np.float32]:
+def _cost(part: _Portion, name: str, own: Field, entry: int | slice) -> NDArray[np.float32]:
     """How much an entry deserves to be shown, by row: a target first, one only given last."""
     if own.target or name not in part.cost:
         return np.full(len(part.rows), np.inf if own.target else -1.0, dtype=np.float32)
-    return part.cost[name][:, entry].numpy()
+    return part.cost[name][:, entry].reshape(len(part.rows), -1).sum(1).numpy()
 
 
 def _scalars(part: _Portion, name: str, own: Field) -> dict[str, list[CellView]]:
@@ -201,6 +211,44 @@ def _scalars(part: _Portion, name: str, own: Field) -> dict[str, list[CellView]]
             for a, b, d in zip(given, scalar(back[column]).to_pylist(), differs, strict=True)
         ]
     return found
+
+
+def _texts(part: _Portion, name: str, own: Text) -> list[CellView]:
+    """Texts as given, and as they come back."""
+    column, n = own.columns[0], len(part.rows)
+    given = scalar(part.raw[column]).to_pylist() if column in part.raw else [None] * n
+    if own.given:
+        return [CellView(column, cell(a), None, False, role(own)) for a in given]
+    back = scalar(own.to_values(part.points[name])[column]).to_pylist()
+    return [
+        CellView(column, cell(a), cell(b), a is not None and a != b, role(own))
+        for a, b in zip(given, back, strict=True)
+    ]
+
+
+def _channels(part: _Portion, name: str, own: Series) -> list[list[LineChart]]:
+    """Series as curves over their steps, a chart for each of the first channels."""
+    column, n = own.columns[0], len(part.rows)
+    raw = part.raw.get(column) if len(part.raw) > 1 else next(iter(part.raw.values()))
+    given = np.full((n, *own.shape), np.nan) if raw is None else own.given_numbers(raw)
+    ends = {"given": given}
+    if not own.given:
+        back = own.numbers(part.points[name], raw)
+        # A series ends where the one given ends, unless nothing of that is known.
+        last = np.where(~np.isnan(given).all(2), np.arange(own.steps), -1).max(1)
+        inside = np.arange(own.steps) <= np.where(last < 0, own.steps, last)[:, None]
+        ends["back"] = np.where(inside[:, :, None], back, np.nan)
+    titles = channel_titles(own)
+    return [
+        [curve(titles[c], {k: v[i, :, c] for k, v in ends.items()}) for i in range(n)]
+        for c in range(min(len(titles), CHANNELS))
+    ]
+
+
+def channel_titles(own: Series) -> list[str]:
+    """Name each channel of a series, with its role."""
+    count = own.shape[1]
+    return [named(own) if count == 1 else f"{named(own)}[·, {c}]" for c in range(count)]
 
 
 def _block(part: _Portion, name: str, own: Field) -> dict[str, list[CellView]]:

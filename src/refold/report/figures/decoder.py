@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from refold.data.schema import Schema
 from refold.errors import InputError
 from refold.estimator import Autoencoder
-from refold.fields import Field, Image
+from refold.fields import Field, Image, Series, Text
 from refold.fields.base import kind_of, scalar
 from refold.fields.category import Classes
 from refold.report.evidence import Evidence
@@ -179,7 +179,7 @@ def _walk(evidence: Evidence, schema: Schema, unit: int, codes: NDArray[Any]) ->
 def _entries(own: Field, means: NDArray[Any]) -> list[tuple[str, str, NDArray[Any]]]:
     """Label, ends in words, and change from the middle ``[steps]`` of each number of a field."""
     change = means - means[len(means) // 2]
-    if isinstance(own, Classes) or kind_of(own) == "distribution":
+    if isinstance(own, Classes | Text) or kind_of(own) == "distribution":
         ends = [[_share(float(v)) for v in means[i]] for i in (0, -1)]
     else:
         ends = [_in_units(own, means[i]) for i in (0, -1)]
@@ -195,6 +195,8 @@ def _share(value: float) -> str:
 
 def _in_units(own: Field, x: NDArray[Any]) -> list[str]:
     """Numbers of a field in the user's own units and types, as text."""
+    if isinstance(own, Series):
+        return [number(v, 3) for v in own.numbers(torch.from_numpy(x[None])).reshape(-1).tolist()]
     found = own.to_values(torch.from_numpy(x[None]))
     if own.block:
         return [number(float(v), 3) for v in np.asarray(found[own.columns[0]]).reshape(-1)]

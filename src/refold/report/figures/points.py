@@ -74,7 +74,7 @@ def scatter_of(
 ) -> Figure:
     """Draw the evidence's codes; ``colours`` as the explorer has them, None: all alike."""
     found = projected(evidence.codes, dims, method, evidence.ae.seed)
-    groups, keys, note = _groups(colours, found.rows)
+    groups, keys, note = grouped(colours, found.rows)
     names = {"code": "", "pca": "", "tsne": "t-SNE of the code. ", "umap": "UMAP of the code. "}
     count = f"{len(found.rows):,} of " if len(found.rows) < len(evidence.codes) else ""
     note = f"{names[method]}A point for each of {count}{evidence.whose()}.{note}"
@@ -163,7 +163,7 @@ def _colours(evidence: Evidence, labels: Any) -> dict[str, Any] | None:
     return column_colours("label", column.take(evidence.rows))
 
 
-def _groups(
+def grouped(
     colours: dict[str, Any] | None, rows: NDArray[np.int64]
 ) -> tuple[list[tuple[str, NDArray[np.bool_]]], tuple[tuple[str, str], ...], str]:
     """Part points by colour: a class and the points that have it; with the keys, and a remark."""

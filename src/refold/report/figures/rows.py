@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from refold.errors import InputError
 from refold.estimator import Autoencoder
-from refold.fields import Field
+from refold.fields import Field, Series, Text
 from refold.fields.category import Classes
 from refold.report.evidence import Evidence
 from refold.report.figures import draw
@@ -27,10 +27,10 @@ SIDE = 96.0
 def pairs(ae: Autoencoder, X: Any, *, rows: Any = None) -> Figure:
     """Draw rows of ``X`` beside their reconstructions, 12 of them drawn with the model's seed.
 
-    Images: input, output, and their absolute difference. Long vectors: two curves. Other fields: a
-    line an entry, from the value given (open) to the value that comes back (full), in standard
-    deviations; classes in words. Targets go from the true value to the predicted one; what is only
-    given stands as it is. ``rows`` chooses rows by position.
+    Images: input, output, and their absolute difference. Series and long vectors: two curves.
+    Text: in words. Other fields: a line an entry, from the value given (open) to the value that
+    comes back (full), in standard deviations; classes in words. Targets go from the true value to
+    the predicted one; what is only given stands as it is. ``rows`` chooses rows by position.
 
     >>> import numpy as np, refold
     >>> X = np.random.default_rng(0).normal(size=(60, 5))
@@ -114,8 +114,10 @@ def _cells(evidence: Evidence, view: RowView, i: int, batch: Batch, found: Exami
     """Draw a row's entries: numbers as a line from given to returned, classes in words."""
     at: dict[str, tuple[float, float] | None] = {}
     for name, own in evidence.ae.schema_.fields.items():
-        if isinstance(own, Classes) or own.given:
-            at |= dict.fromkeys(own.entries)
+        if isinstance(own, Series):
+            continue
+        if isinstance(own, Classes | Text) or own.given:
+            at |= dict.fromkeys(own.columns if isinstance(own, Text) else own.entries)
             continue
         seen, x = batch.observed[name], batch.x[name].flatten(1)
         centre, reach = _reach(own)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from refold.errors import InputError
 from refold.estimator import Autoencoder
-from refold.fields import Field, Image
+from refold.fields import Field, Image, Series, Text
 from refold.fields.base import kind_of, scalar
 from refold.fields.category import Classes
 from refold.report.charts import Axis, Tick, round_values
@@ -152,7 +152,8 @@ def _targets(evidence: Evidence) -> Iterator[Seen]:
 
 
 def _numeric(own: Field) -> bool:
-    return not (isinstance(own, Classes | Image) or kind_of(own) == "distribution")
+    pictured = isinstance(own, Classes | Image | Series | Text)
+    return not (pictured or kind_of(own) == "distribution")
 
 
 def _some(found: Figure, what: str) -> Figure:

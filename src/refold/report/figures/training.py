@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from refold.errors import InputError
 from refold.estimator import Autoencoder
-from refold.report.charts import line_chart
+from refold.report.charts import Axis, bars, line_chart
 from refold.report.figures import draw
 from refold.report.figures.figure import Figure, Panel
 from refold.report.text import number, shortened
 from refold.training.fit import Row
 
 TRAIN, HELD, NORM, WEIGHT = "train_", "valid_", "grad_", "weight_"
+SPENT = "kl_"  # divergence of each unit, by number
 STILL = 1e-6  # share by which a weight that stays may seem to move
 BOX, BOTTOM, SIZE = (52.0, 8.0, 392.0, 168.0), 168.0, (400.0, 190.0)
 LAYERS = 8  # curves of gradient norms, or of weights, that colours tell apart
@@ -109,7 +112,10 @@ def _term(
 
 
 def health_of(ae: Autoencoder) -> Figure:
-    """Draw the norm of each layer's gradient and the units that were silent, where recorded."""
+    """Draw the norm of each layer's gradient and the units that were silent, where recorded.
+
+    Of a variational model also how many units' posteriors vary, and how far each is from its prior.
+    """
     history, panels, keys = ae.history_, list[Panel](), list[tuple[str, str]]()
     phases = phase_starts(ae)
     layers = list(dict.fromkeys(k for r in history for k in r if k.startswith(NORM)))
@@ -132,7 +138,41 @@ def health_of(ae: Autoencoder) -> Figure:
         final = f"{number(dead[-1][1])} of {ae.spec_.size} at the end"
         caption = "Units that were zero in every row,"
         panels.append(Panel(draw.line_chart(chart, BOTTOM), *SIZE, caption, final))
+    panels += _posterior(ae, phases)
     return Figure("Health of training", tuple(panels), "", tuple(keys), tile=19, columns=2)
+
+
+def _posterior(ae: Autoencoder, phases: Sequence[tuple[float, str]]) -> list[Panel]:
+    """Draw the active units over the steps, and each unit's divergence with the weights kept."""
+    history, panels = ae.history_, list[Panel]()
+    active = [(r["step"], r["active_units"]) for r in history if "active_units" in r]
+    if len(active) > 1:
+        best = history[best_row(history)]
+        curve = ("held", [s for s, _ in active], [v for _, v in active])
+        mark = best["step"]
+        chart = line_chart("active units", [curve], box=BOX, mark=mark, phases=phases, floor=0.0)
+        final = f"{number(best['active_units'])} of {ae.spec_.size} in the weights kept"
+        marks = draw.line_chart(chart, BOTTOM)
+        panels.append(Panel(marks, *SIZE, "Active units,", final))
+        spent = sorted((v for k, v in best.items() if k.startswith(SPENT)), reverse=True)
+        if spent:
+            panels.append(_bars(spent))
+    return panels
+
+
+def _bars(spent: Sequence[float]) -> Panel:
+    """Draw the divergence of each unit from its prior as a bar."""
+    left, high, right, low = BOX
+    x = Axis(0, len(spent), left, right)
+    y = Axis(0, max(max(spent), 1e-9), low, high)
+    marks = [draw.path(f"M{left:g} {t.at:g}H{right:g}", "grid") for t in y.ticks(4)]
+    marks += [draw.text(left - 6, t.at + 4, t.label, anchor="end") for t in y.ticks(4)]
+    edges = [x.at(i) for i in range(len(spent) + 1)]
+    heights = np.array([low - y.at(max(v, 0.0)) for v in spent])
+    marks.append(draw.path(bars(edges, heights, low), "bars"))
+    marks.append(draw.text(left, low + 16, f"{len(spent)} units, the largest first"))
+    title, total = "Divergence of each unit,", f"nats; {number(sum(spent))} in all"
+    return Panel("".join(marks), *SIZE, title, total, "divergence of each unit from the prior")
 
 
 def weights(ae: Autoencoder) -> Figure:
