@@ -3,21 +3,34 @@
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from scipy import stats
 from scipy.ndimage import gaussian_filter1d
 
+import refold
 from refold.errors import InputError
-from refold.fields import Image, Vector
-from refold.likelihoods import Beta, Divergence, Ordinal, Poisson, Settling, likelihoods
+from refold.fields import Count, Image, Vector
+from refold.likelihoods import (
+    Beta,
+    Divergence,
+    LogisticMixture,
+    NegativeBinomial,
+    Ordinal,
+    Poisson,
+    Settling,
+    likelihoods,
+)
 from refold.likelihoods.beta import squeezed
 from refold.parts import PartSpec
 
 SPECS = ["mse", "l1", "huber(delta=0.7)", "gaussian", "gaussian(variance='predicted')",
          "laplace", "laplace(variance='predicted')", "student", "student(df=2.5)",
          "student(df=4, variance='predicted', floor=-2.0)", "bernoulli", "categorical", "ordinal",
-         "poisson", "beta", "kl", "ssim", "ssim(mix=0.3, scales=3)"]  # fmt: skip
+         "poisson", "negative_binomial", "negative_binomial(dispersion='predicted')", "beta", "kl",
+         "logistic_mixture", "logistic_mixture(components=2, levels=4)", "ssim",
+         "ssim(mix=0.3, scales=3)"]  # fmt: skip
 LEVELS = (3, 2, 5)
 
 
@@ -34,10 +47,13 @@ def case(text, rows=40):
         x = torch.stack([torch.randint(n, (rows,)) for n in LEVELS], 1)
     if spec.name == "ordinal":
         x = torch.stack([torch.randint(n, (rows,)) / (n - 1) for n in LEVELS], 1).double()
-    if spec.name == "poisson":
+    if spec.name in ("poisson", "negative_binomial"):
         x = torch.poisson(torch.rand(rows, 3, dtype=torch.float64) * 30).log1p()
     if spec.name == "beta":
         x = x.sigmoid()
+    if spec.name == "logistic_mixture":
+        x = (x.sigmoid() * (head.levels - 1)).round() / (head.levels - 1)
+        x[:3], x[3:6] = 0.0, 1.0
     if spec.name == "kl":
         x = (4 * x).softmax(1)
         x[:5, 0] = 0
@@ -88,6 +104,20 @@ def expected_cells(text, head, params, x):
         return -stats.t(df, p, scale).logpdf(v)
     if text == "poisson":
         return -stats.poisson(np.exp(p)).logpmf(np.rint(np.expm1(v)))
+    if text.startswith("negative_binomial"):
+        shared = raw["raw"] if "raw" in raw else p[:, 3:] / 10
+        size = np.exp(-np.clip(10 * shared, -16, 8))
+        share = size / (size + np.exp(p[:, :3]))
+        return -stats.nbinom(size, share).logpmf(np.rint(np.expm1(v)))
+    if text.startswith("logistic_mixture"):
+        half = 0.5 / (head.levels - 1)
+        logits, mean, scale = p.reshape(len(p), 3, -1, 3).transpose(1, 0, 2, 3)
+        scale = np.exp(np.clip(scale, np.log(2 * half) - 2, 3))
+        part, at = stats.logistic(mean, scale), v[:, None]
+        above = np.where(at == 1, 0, part.sf(at + half))
+        mass = np.where(at == 0, 1, part.sf(at - half)) - above
+        weights = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        return -np.log((weights * mass).sum(1))
     if text == "beta":
         mean, precision = 1 / (1 + np.exp(-p)), np.exp(np.clip(10 * raw["raw"], -3, 8))
         return -stats.beta(mean * precision, (1 - mean) * precision).logpdf((v * 999 + 0.5) / 1000)
@@ -181,7 +211,8 @@ def test_gradients_are_right_and_reach_every_parameter(text):
 
 
 @pytest.mark.parametrize(
-    "text", [s for s in SPECS if not s.startswith(("huber", "ssim", "student", "beta"))]
+    "text",
+    [s for s in SPECS if not s.startswith(("huber", "ssim", "student", "beta", "logistic"))],
 )
 def test_the_marginal_is_the_best_constant(text):
     head, x, _ = case(text, rows=101)
@@ -207,7 +238,9 @@ def test_draws_have_the_expected_mean(text):
     view = head.linear_view(many).double()
     mean = head.expected(params)[0]
     error = view.std(0) / 20_000**0.5
-    slack = {"poisson": 0.025, "beta": 1e-3}.get(text, 1e-9)  # as their docstrings say
+    # As their docstrings say: the sixth digit, and a fortieth of one of four levels.
+    slack = {"poisson": 0.025, "beta": 1e-3, "logistic_mixture": 1e-4}.get(text, 1e-6)
+    slack = 0.025 / 3 if "levels=4" in text else slack
     assert ((view.mean(0) - mean).abs() <= 4.5 * error + slack).all()
 
 
@@ -228,10 +261,17 @@ def test_extreme_outputs_cost_a_finite_amount_and_have_a_finite_slope(text, dtyp
 
 
 def test_log_prob_of_the_distribution_is_minus_the_cells_where_exact():
-    for text in ("gaussian", "laplace", "student", "student(df=2.5)", "bernoulli", "categorical"):
+    for text in ("gaussian", "laplace", "student", "student(df=2.5)", "bernoulli", "categorical",
+                 "logistic_mixture"):  # fmt: skip
         head, x, params = case(text)
         torch.testing.assert_close(-head.distribution(params).log_prob(x), head.cells(params, x))
-    values = {"poisson": torch.expm1, "beta": squeezed, "ordinal": ranks}
+    values = {
+        "poisson": torch.expm1,
+        "negative_binomial": torch.expm1,
+        "negative_binomial(dispersion='predicted')": torch.expm1,
+        "beta": squeezed,
+        "ordinal": ranks,
+    }
     for text, value in values.items():
         head, x, params = case(text)
         found = -head.distribution(params).log_prob(value(x))
@@ -343,6 +383,206 @@ def test_a_column_of_zeros_starts_at_a_small_rate():
     assert float(head.marginal(x, torch.zeros(10, 1, dtype=torch.bool))) == pytest.approx(
         np.log(1e-4)
     )
+
+
+# --- counts that stray further -------------------------------------------------------------------
+
+
+def exact_counts(v, log_rate, log_dispersion):
+    """Cost of a count in sixty digits."""
+    mp = pytest.importorskip("mpmath")
+    with mp.workdps(60):
+        mean, r = mp.exp(log_rate), mp.exp(-log_dispersion)
+        known = mp.loggamma(v + r) - mp.loggamma(r) - mp.loggamma(v + 1)
+        return float(r * mp.log((r + mean) / r) + v * mp.log((r + mean) / mean) - known)
+
+
+def test_costs_of_counts_keep_their_digits_at_any_dispersion():
+    grid = [
+        (v, log_rate, log_dispersion)
+        for v in (0, 1, 2, 15, 17, 100, 10_000, 1_000_000)
+        for log_rate in (-8, 0, 3, 14, 20)
+        for log_dispersion in (-16, -7, -1, 0, 2, 8)
+    ]
+    exact = np.array([exact_counts(*point) for point in grid])
+    v, *outputs = (torch.tensor(c, dtype=torch.float64)[:, None] for c in zip(*grid, strict=True))
+    head = NegativeBinomial((1,), dispersion="predicted")
+    for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-4)):
+        params = torch.cat(outputs, 1).to(dtype).requires_grad_()
+        x = v.log1p().to(dtype)
+        x = torch.where(torch.expm1(x.double()).round() == v, x, torch.nan)  # single precision
+        cells = head.cells(params, x.nan_to_num(0.0))[:, 0]
+        there = ~x[:, 0].isnan()
+        assert there.sum() >= len(grid) * 0.8
+        found = cells.detach().double()[there].numpy()
+        np.testing.assert_allclose(found, exact[there.numpy()], rtol=tolerance, atol=tolerance)
+        cells.sum().backward()
+        assert torch.isfinite(params.grad).all()
+
+
+def test_the_least_dispersion_is_poissons():
+    v = torch.arange(0, 1000, 7, dtype=torch.float64)[:, None]
+    log_rate = v.clamp_min(0.1).log() + torch.linspace(-0.2, 0.2, len(v)).double()[:, None]
+    wide = NegativeBinomial((1,), dispersion="predicted")
+    least = torch.full_like(log_rate, -100.0)
+    found = wide.cells(torch.cat([log_rate, least], 1), v.log1p())
+    expected = Poisson((1,)).cells(log_rate, v.log1p())
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    few = v[:, 0] < 100
+    torch.testing.assert_close(found[few], expected[few], rtol=1e-5, atol=2e-5)
+
+
+def test_the_expected_logarithm_is_that_of_the_sum_over_all_counts():
+    v = np.arange(200_000)
+    head = NegativeBinomial((1,), dispersion="predicted")
+    for log_rate, log_dispersion in [(-3, 0), (0, 2), (2, -16), (3, 0), (4, 1), (6, -2)]:
+        size = np.exp(-log_dispersion)
+        chance = stats.nbinom(size, size / (size + np.exp(log_rate))).pmf(v)
+        params = torch.tensor([[log_rate, log_dispersion]], dtype=torch.float64)
+        assert float(head.expected(params)) == pytest.approx((chance * np.log1p(v)).sum(), abs=1e-6)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_the_dispersion_settles_at_the_likeliest(missing):
+    rng = np.random.default_rng(0)
+    counts = rng.negative_binomial([0.5, 4.0], [0.05, 0.2], size=(5000, 2))
+    x = torch.from_numpy(counts).double().log1p()
+    seen = torch.rand(5000, 2, generator=torch.Generator().manual_seed(0)) > 0.3
+    head = NegativeBinomial((1, 1)).double()
+    head.settle(torch.where(seen, x, 9.0) if missing else x, seen if missing else None)
+    torch.testing.assert_close(
+        head.log_dispersion.exp(), torch.tensor([2.0, 0.25]).double(), rtol=0.08, atol=0
+    )
+    params = head.marginal(x, None)[None].expand(5000, -1)
+    given = seen.double() if missing else 1.0
+    slope = torch.autograd.grad((head.cells(params, x) * given).mean(), head.raw)[0]
+    assert missing or slope.abs().max() < 1e-5
+
+
+def test_counts_that_stray_less_than_poissons_settle_near_them():
+    x = torch.full((50, 1), 5.0).log1p()
+    head = NegativeBinomial((1,))
+    head.settle(x, None)
+    assert head.log_dispersion.item() < -13
+    head.cells(head.marginal(x, None).expand(50, 1), x).sum().backward()
+    assert head.raw.grad.item() != 0
+
+
+def test_fields_of_counts_take_the_negative_binomial():
+    column = {"n": pa.chunked_array([[0, 3, 8, 1]])}
+    field = Count(columns=("n",), likelihood="negative_binomial(dispersion='predicted')")
+    head = field.fit(column).head()
+    assert str(likelihoods.spec(head)) == "negative_binomial(dispersion='predicted')"
+    with pytest.raises(InputError, match="'shared' or 'predicted'"):
+        NegativeBinomial((1,), dispersion="both")
+
+
+# --- values on a grid ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", [2, 3, 16, 256])
+@pytest.mark.parametrize("size", [1.0, 30.0])
+def test_probabilities_of_all_levels_sum_to_one(levels, size):
+    head = LogisticMixture((1,), components=3, levels=levels)
+    params = size * torch.randn(50, 9, dtype=torch.float64)
+    grid = torch.arange(levels, dtype=torch.float64)[:, None] / (levels - 1)
+    costs = torch.stack([head.cells(params, v.expand(50, 1)) for v in grid])
+    torch.testing.assert_close((-costs).exp().sum(0), torch.ones(50, 1).double())
+
+
+def test_levels_far_from_any_component_cost_what_they_do_in_many_digits():
+    mp = pytest.importorskip("mpmath")
+    head = LogisticMixture((1,), components=1)
+    for mean, log_scale, level in [(0.1, -7.0, 254), (0.9, -7.5, 3), (40.0, -5.0, 200), (5, 3, 9)]:
+        params = torch.tensor([[0.0, mean, log_scale]], dtype=torch.float64)
+        with mp.workdps(2000):
+            low, high = ((mp.mpf(level + h) / 255 - mean) / mp.exp(log_scale) for h in (-0.5, 0.5))
+            exact = -mp.log(1 / (1 + mp.exp(-high)) - 1 / (1 + mp.exp(-low)))
+        found = float(head.cells(params, torch.tensor([[level / 255]], dtype=torch.float64)))
+        assert found == pytest.approx(float(exact), rel=1e-10)
+
+
+@pytest.mark.parametrize("levels", [2, 5, 256])
+def test_the_mean_is_within_what_is_said(levels):
+    head = LogisticMixture((1,), components=1, levels=levels)
+    level = 1 / (levels - 1)
+    grid = torch.arange(levels, dtype=torch.float64) * level
+    for narrowest, bound in ((head.narrowest, 1 / 7), (np.log(level / 2), 1 / 40)):
+        means, log_scales = torch.meshgrid(
+            torch.linspace(-0.3, 1.3, 401).double(), torch.linspace(narrowest, 3, 20).double(),
+            indexing="ij",
+        )  # fmt: skip
+        params = torch.stack([0 * means, means, log_scales], 2).view(-1, 3)
+        chances = [(-head.cells(params, v.expand(len(params), 1))).exp() * v for v in grid]
+        error = (head.point(params) - torch.stack(chances).sum(0)).abs().max()
+        assert bound / 4 * level < error < bound * level
+
+
+def test_draws_are_as_frequent_as_they_are_likely():
+    head = LogisticMixture((1,), components=3, levels=6)
+    torch.manual_seed(0)
+    params = torch.tensor([[0.3, -0.5, 0.1, 0.0, 0.55, 1.1, -2.0, -3.0, -1.0]]).expand(40_000, -1)
+    drawn = head.draw(params)
+    grid = torch.arange(6) / 5
+    found = (drawn == grid).sum(0)
+    one = params[:1].double()
+    chance = torch.cat([(-head.cells(one, v.view(1, 1))).exp()[0] for v in grid.double()])
+    assert found.sum() == len(drawn)
+    assert stats.chisquare(found, chance * len(drawn)).pvalue > 0.01
+    several = head.distribution(params[:5]).sample((7,))
+    assert several.shape == (7, 5, 1)
+
+
+def test_values_off_the_grid_count_as_the_nearest_level():
+    head = LogisticMixture((1,) * 4, levels=5)
+    params = torch.randn(1, head.width)
+    given, nearest = torch.tensor([[-0.3, 0.3, 0.6, 1.4]]), torch.tensor([[0.0, 0.25, 0.5, 1.0]])
+    assert torch.equal(head.cells(params, given), head.cells(params, nearest))
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_mixture_starts_near_the_frequencies_of_levels(missing):
+    rng = np.random.default_rng(0)
+    one, two = rng.random(3000), rng.integers(0, 256, 3000) / 255
+    columns = [0 * one, 0 * one + 1, 1.0 * (one > 0.8), two, np.where(one < 0.6, 0, two),
+               np.clip(0.4 + 0.1 * rng.normal(size=3000), 0, 1)]  # fmt: skip
+    x = torch.from_numpy((np.stack(columns, 1) * 255).round() / 255)
+    seen = torch.from_numpy(rng.random(x.shape) > 0.5) if missing else None
+    head = LogisticMixture((1,) * 6)
+    start = head.marginal(x if seen is None else torch.where(seen, x, 0.7), seen)
+    params = start.expand(len(x), -1)
+    for i, column in enumerate(x.T.numpy()):
+        frequency = np.bincount((column * 255).round().astype(int), minlength=256) / len(x)
+        best = stats.entropy(frequency)
+        assert best - 1e-6 < float(head.cells(params, x)[:, i].mean()) < best + 0.3
+    assert (head.point(params)[0] - x.mean(0)).abs().max() < 0.05
+    nothing = head.marginal(x, torch.zeros_like(x, dtype=torch.bool))
+    assert torch.isfinite(nothing).all()
+
+
+def test_the_blocks_of_parameters_are_weights_means_and_scales_of_all_entries():
+    """So a convolution's channels are those blocks, as they are a normal's means and scales."""
+    head = LogisticMixture((1,) * 12, (3, 2, 2), components=2)
+    params = torch.zeros(1, 6, 12)
+    params[:, 0], params[:, 2] = 50.0, torch.linspace(0, 1, 12)
+    params[:, 4] = -4.0
+    torch.testing.assert_close(head.point(params.flatten(1))[0], torch.linspace(0, 1, 12),
+                               atol=0.02, rtol=0)  # fmt: skip
+
+
+def test_a_grid_needs_levels_and_components_and_an_image():
+    with pytest.raises(InputError, match="two or more"):
+        LogisticMixture((1,), levels=1)
+    with pytest.raises(InputError, match="one or more"):
+        LogisticMixture((1,), components=0)
+    images = (np.random.default_rng(0).random((40, 6, 5, 3)) * 255).astype(np.uint8)
+    wished = "logistic_mixture(components=3)"
+    fields = {"x": Image(likelihood=wished)}
+    model = refold.Autoencoder(4, fields=fields, epochs=2).fit({"x": images})
+    assert model.reconstruct({"x": images})["x"].dtype == np.uint8
+    assert np.isfinite(model.score_samples({"x": images})).all()
+    with pytest.raises(InputError, match="cannot predict"):
+        Vector(columns=("x",), likelihood=wished).fit({"x": np.eye(5)}).head()
 
 
 # --- numbers between two ends --------------------------------------------------------------------

@@ -40,7 +40,7 @@ class Count(Numbers):
     """
 
     native: ClassVar[str] = "poisson"
-    allowed: ClassVar[tuple[str, ...]] = ("poisson",)
+    allowed: ClassVar[tuple[str, ...]] = ("poisson", "negative_binomial")
     margin: ClassVar[float] = 1.0
     apart: ClassVar[float] = 0.7
     low: tuple[float, ...] = learnt(())

@@ -41,6 +41,7 @@ class Image(Field):
     native: ClassVar[str] = "mse"
     allowed: ClassVar[tuple[str, ...]] = (
         *("mse", "l1", "huber", "gaussian", "laplace", "student", "bernoulli", "ssim"),
+        "logistic_mixture",
     )
     shades: ClassVar[tuple[str, ...]] = allowed
     apart: ClassVar[float] = 0.25

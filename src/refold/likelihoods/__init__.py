@@ -5,6 +5,8 @@ from refold.likelihoods.bernoulli import Bernoulli
 from refold.likelihoods.beta import Beta
 from refold.likelihoods.categorical import Categorical, SegmentedCategorical
 from refold.likelihoods.divergence import Divergence
+from refold.likelihoods.logistic import DiscretisedLogisticMixture, LogisticMixture
+from refold.likelihoods.negative_binomial import NegativeBinomial
 from refold.likelihoods.numbers import AbsoluteError, Huber, SquaredError
 from refold.likelihoods.ordinal import Ordinal
 from refold.likelihoods.poisson import Poisson
@@ -16,11 +18,14 @@ __all__ = [
     "Bernoulli",
     "Beta",
     "Categorical",
+    "DiscretisedLogisticMixture",
     "Divergence",
     "Gaussian",
     "Huber",
     "Laplace",
     "Likelihood",
+    "LogisticMixture",
+    "NegativeBinomial",
     "Ordinal",
     "Poisson",
     "SegmentedCategorical",
