@@ -24,6 +24,7 @@ CASES = {
     "narrow": (2, 5, 1, 9, 2, 3),
     "wide": (40, 33, 64),
     "equal": (4, 4, 4),
+    "equal and wide": (40, 40, 40),
     "one": (7,),
     "one wide": (50,),
     "single levels": (1, 1, 1),

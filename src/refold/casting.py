@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from refold.errors import InputError
-from refold.table import Arrow, Block, compute
+from refold.table import Arrow, Block, compute, is_list
 
 
 def as_arrow(values: Any) -> Arrow:
@@ -34,15 +34,63 @@ def as_arrow(values: Any) -> Arrow:
 
 
 def as_numpy(values: Any) -> Block:
-    """Return one column as an array; missing numbers are NaN, missing text is None."""
+    """Return one column as an array; missing numbers are NaN, missing text is None.
+
+    Lists become an array of arrays, see :func:`list_cells`.
+    """
     if isinstance(values, np.ndarray):
         return values
     column = as_arrow(values)
+    if is_list(column.type):
+        return list_cells(column)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if column.null_count and pa.types.is_boolean(column.type):
         column = column.cast(pa.float64())
     return column.to_numpy()
+
+
+def list_parts(column: Arrow) -> tuple[NDArray[Any], NDArray[np.int64], bool]:
+    """Numbers of lists, one under the other, with the lengths of the lists, -1 where missing.
+
+    The numbers are ``[total, C]``: lists of lists (the last value says whether they are) have ``C``
+    to each, other lists one. A missing number is NaN.
+
+    >>> list_parts(as_arrow([[1.0, None], None, [3.0]]))[:2]
+    (array([[ 1.],
+           [nan],
+           [ 3.]]), array([ 2, -1,  1]))
+    """
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    array: Arrow = pa.concat_arrays(chunks) if chunks else pa.array([], column.type)
+    lengths = compute.fill_null(compute.list_value_length(array).cast(pa.int64()), -1).to_numpy()
+    inner = array.flatten()
+    nested, channels = is_list(inner.type), 1
+    if nested:
+        inside = compute.unique(compute.list_value_length(inner)).to_pylist()
+        channels = inside[0] if len(inside) == 1 and inside[0] is not None else 1
+        inner = inner.flatten()
+    if inner.null_count or pa.types.is_null(inner.type):
+        inner = inner.cast(pa.float64())
+    return inner.to_numpy(zero_copy_only=False).reshape(-1, channels), lengths, nested
+
+
+def list_cells(column: Arrow) -> Block:
+    """Lists as an array of arrays, ``[T]`` or where they are lists of lists ``[T, C]``.
+
+    A missing list is None.
+
+    >>> list_cells(as_arrow([[1, 2], None])).tolist()
+    [array([1, 2]), None]
+    """
+    numbers, lengths, nested = list_parts(column)
+    cells = np.empty(len(lengths), dtype=object)
+    ends = np.cumsum(np.maximum(lengths, 0))
+    for i, (end, length) in enumerate(zip(ends, lengths, strict=True)):
+        if length >= 0:
+            part = numbers[end - length : end]
+            cells[i] = part.copy() if nested else part[:, 0].copy()
+    return cells
 
 
 def as_dtype(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:

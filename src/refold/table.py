@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -21,7 +21,19 @@ compute: Any = pyarrow.compute
 """pyarrow's functions are made when it is imported, where no type checker sees them."""
 
 Column: TypeAlias = "Arrow | Block"
-"""One value per row: ``pa.ChunkedArray`` for scalars, NumPy for blocks."""
+"""One value per row: ``pa.ChunkedArray`` for scalars and for lists of numbers of different lengths,
+NumPy for blocks."""
+
+
+def is_list(kind: Arrow) -> bool:
+    """Whether an Arrow type is one of lists."""
+    types = pa.types
+    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+
+
+def holds_lists(column: Any) -> bool:
+    """Whether the cells of a column are lists, of numbers and of different lengths."""
+    return not isinstance(column, np.ndarray) and is_list(column.type)
 
 
 class Container(Protocol):
@@ -48,9 +60,16 @@ class Table:
     """Columns stored beside the data as labels: set aside unless the user asks for them."""
     levels: Mapping[str, tuple[Any, ...]] = field(default_factory=dict[str, tuple[Any, ...]])
     """Levels of the columns whose type gives them an order, from the lowest to the highest."""
+    texts: tuple[str, ...] = ()
+    """Columns that are running text, whatever their values look like."""
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()))) if self.columns else 0
+
+    def renamed(self, name: str) -> Table:
+        """Return the table of one column with another name for it."""
+        (column,) = self.columns.values()
+        return replace(self, columns={name: column})
 
     def take(self, rows: NDArray[np.int64]) -> dict[str, Column]:
         """Columns of the given rows, in the given order."""

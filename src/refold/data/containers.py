@@ -14,9 +14,9 @@ from typing import Any, final
 import numpy as np
 import pyarrow as pa
 
-from refold.casting import as_arrow, as_dtype, as_numpy, cast, flatten
+from refold.casting import as_arrow, as_dtype, as_numpy, cast, flatten, list_cells
 from refold.errors import InputError, unknown
-from refold.table import Arrow, Block, Column, Container
+from refold.table import Arrow, Block, Column, Container, is_list
 
 # --- containers --------------------------------------------------------------------------------
 
@@ -31,6 +31,8 @@ class Pandas:
     index: Any = None
     missing: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """What a missing cell is in each column of Python objects: None, NaN or NA."""
+    plain: frozenset[str] = frozenset()
+    """Columns whose cells are Python's own lists."""
 
     @classmethod
     def of(cls, frame: Any) -> Pandas:
@@ -40,7 +42,8 @@ class Pandas:
         ]
         absent = {str(c): frame[c][frame[c].isna()] for c in objects}
         missing = {name: cells.iloc[0] for name, cells in absent.items() if len(cells)}
-        return cls(frame.iloc[:0].copy(), frame.index, missing)
+        plain = frozenset(str(c) for c in objects if holds_lists(frame[c]))
+        return cls(frame.iloc[:0].copy(), frame.index, missing, plain)
 
     def rebuild(self, columns: Mapping[str, Any]) -> Any:
         """Build a frame; integers and booleans with missing cells become nullable."""
@@ -51,7 +54,12 @@ class Pandas:
         cells: dict[int, Any] = {}
         for i, (name, values) in enumerate(flat.items()):
             dtype = template[labels[name]].dtype if name in labels else None
-            cells[i] = _pandas_column(as_arrow(values), dtype, self.missing.get(name))
+            column = as_arrow(values)
+            cells[i] = (
+                pd.Series(nested_cells(column, name in self.plain, self.missing.get(name)))
+                if is_list(column.type) and (dtype is None or dtype == np.dtype(object))
+                else _pandas_column(column, dtype, self.missing.get(name))
+            )
         frame = pd.DataFrame(cells)
         if self.index is not None and len(self.index) == len(frame):
             frame.index = self.index
@@ -198,6 +206,34 @@ class Dict:
         }
 
 
+def as_given(name: str, rows: Any) -> Container:
+    """Return the container of rows that hold lists or arrays, themselves in a list or an array."""
+    plain, objects = holds_lists(rows), isinstance(rows, np.ndarray)
+
+    def unwrap(cells: Block) -> Any:
+        found = np.empty(len(cells), dtype=object)
+        for i, cell in enumerate(cells):
+            found[i] = cell.tolist() if plain and cell is not None else cell
+        return found if objects else list(found)
+
+    return Cells(NumPy(name), unwrap)
+
+
+def holds_lists(rows: Any) -> bool:
+    """Whether the first cell that is a list or an array is Python's own list."""
+    cell = next((c for c in rows if isinstance(c, list | tuple) or np.ndim(c) > 0), None)
+    return isinstance(cell, list | tuple)
+
+
+def nested_cells(column: Arrow, plain: bool, missing: Any) -> Block:
+    """Cells of a column of lists as arrays, or as ``plain`` lists, with what stands for missing."""
+    cells = list_cells(column)
+    found = np.empty(len(cells), dtype=object)
+    for i, c in enumerate(cells):
+        found[i] = missing if c is None else c.tolist() if plain else c
+    return found
+
+
 KINDS: dict[str, Callable[[], Container]] = {
     "pandas": Pandas,
     "polars": Polars,
@@ -205,6 +241,7 @@ KINDS: dict[str, Callable[[], Container]] = {
     "numpy": NumPy,
     "tensor": Tensor,
     "dict": Dict,
+    "cells": lambda: as_given("", []),
 }
 
 

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from refold.errors import InputError, unknown
-from refold.fields import Categorical, Field, Image, Ordinal, Vector, fields
-from refold.fields.base import arrow_type, from_json, kind_of, options_of
+from refold.fields import Categorical, Field, Image, Ordinal, Series, Text, Vector, fields
+from refold.fields.base import Following, arrow_type, from_json, kind_of, options_of
 from refold.fields.category import Classes
 from refold.parts import PartSpec
-from refold.table import Arrow, Column, Table, compute
+from refold.table import Arrow, Column, Table, compute, holds_lists
 from refold.types import Batch
 
 CODED = 10  # integers with at most so many values, each seen ten times, are codes of classes
@@ -67,6 +67,7 @@ class Schema:
         nothing is left to see or to give back.
         """
         overrides = {str(name): kind for name, kind in (overrides or {}).items()}
+        table = _called(table, overrides)
         for name in overrides:
             if name not in table.columns:
                 raise unknown("column", name, table.columns)
@@ -77,7 +78,8 @@ class Schema:
             if isinstance(kind, Aside):
                 aside[name] = kind
             else:
-                packed.setdefault((kind, name if kind.block else ""), []).append(name)
+                apart = kind.block or kind.alone
+                packed.setdefault((kind, name if apart else ""), []).append(name)
         training = table.take(rows)
         fitted: dict[str, Field] = {}
         for (template, block), names in packed.items():
@@ -108,9 +110,7 @@ class Schema:
         No remark is made where a target or a column in ``quiet`` is absent.
         """
         notes = list[str]()
-        columns = dict(table.columns)
-        if len(self.fields) == 1 and len(columns) == 1:
-            columns = self._renamed(columns)
+        columns = self._renamed(dict(table.columns))
         learnt = [c for f in self.fields.values() for c in f.columns]
         needed = [c for f in self.fields.values() for c in f.columns if not f.target]
         if not any(c in columns or c in quiet for c in needed):
@@ -140,7 +140,7 @@ class Schema:
 
         Columns that are never rebuilt, and those set aside, come from ``given``.
         """
-        values = self.values(points)
+        values = self.values(points, given)
         n = len(next(iter(points.values())))
         for name in (c for f in self.fields.values() if f.given for c in f.columns):
             if given is not None and name in given.columns:
@@ -152,11 +152,19 @@ class Schema:
             values[name] = given.columns[name] if kept and given else _repeat(own, n)
         return {name: values[name] for name in self.order if name in values}
 
-    def values(self, points: Mapping[str, Tensor]) -> dict[str, Column]:
-        """Values of the columns of the fields in ``points``, and no others."""
+    def values(self, points: Mapping[str, Tensor], given: Table | None = None) -> dict[str, Column]:
+        """Values of the columns of the fields in ``points``, and no others.
+
+        Where they are those of ``given`` rows, a series is as long as the one given.
+        """
         values: dict[str, Column] = {}
+        known = {} if given is None else self._renamed(dict(given.columns))
         for name, point in points.items():
-            values |= self.fields[name].to_values(point)
+            own = self.fields[name]
+            if isinstance(own, Following) and own.columns[0] in known:
+                values |= own.to_values_like(point, known[own.columns[0]])
+            else:
+                values |= own.to_values(point)
         return {name: values[name] for name in self.order if name in values}
 
     def field_of(self, column: str) -> str:
@@ -216,8 +224,11 @@ class Schema:
     def _renamed(self, columns: dict[str, Column]) -> dict[str, Column]:
         """Give the one block the name of the one field: arrays have no names of their own."""
         own = next(iter(self.fields.values()))
-        column = next(iter(columns.values()))
-        if not own.block or not isinstance(column, np.ndarray):
+        column = next(iter(columns.values()), None)
+        alone = len(self.fields) == 1 == len(columns)
+        if alone and holds_lists(column) and isinstance(own, Series):
+            return {own.columns[0]: column}
+        if not (alone and own.block and isinstance(column, np.ndarray)):
             return columns
         flat = column.ndim == 2 and column.shape[1] == np.prod(own.cell)
         return {own.columns[0]: column.reshape(len(column), *own.cell) if flat else column}
@@ -227,9 +238,22 @@ class Schema:
         return np.full((n, *own.cell), np.nan) if own.block else pa.chunked_array([pa.nulls(n)])
 
 
+def _called(table: Table, overrides: Mapping[str, Override]) -> Table:
+    """Give an array, which has no name of its own, the one name declared for a kind of arrays."""
+    if table.container.kind not in ("numpy", "tensor", "cells") or len(overrides) != 1:
+        return table
+    ((name, kind),) = overrides.items()
+    word = PartSpec.parse(kind).name if isinstance(kind, str) else ""
+    own = fields[word] if word in fields else type(kind)
+    block = issubclass(own, Field) and own.block
+    return table.renamed(name) if block and len(table.columns) == 1 else table
+
+
 def cast_role(name: str, column: Column, table: Table, override: Override) -> Field | Aside:
     """Kind and role of a column: those the user says, the rest from its values."""
+    text = Text() if name in table.texts else None
     if override not in ROLES:
+        override = text if override is None else override
         kind = judge(name, column, override, name in table.aside, table.levels.get(name, ()))
         if isinstance(kind, Field) and kind.target and kind.given:
             raise InputError(
@@ -237,7 +261,7 @@ def cast_role(name: str, column: Column, table: Table, override: Override) -> Fi
                 f"never predicted; leave one of them out, or both for a column that is rebuilt"
             )
         return kind
-    kind = judge(name, column, None, label=False, order=table.levels.get(name, ()))
+    kind = judge(name, column, text, label=False, order=table.levels.get(name, ()))
     if isinstance(kind, Aside):
         raise InputError(
             f"column '{name}' cannot be {override}: it is {kind.reason}; leave it out, or name its "
@@ -253,7 +277,8 @@ def judge(
 
     ``order`` holds the levels of a column whose type gives them one.
     """
-    kind = "array" if isinstance(column, np.ndarray) else str(column.type)
+    lists = holds_lists(column)
+    kind = "array" if lists or isinstance(column, np.ndarray) else str(column.type)
     if override == IGNORE:
         return Aside("ignored as asked", kind)
     if isinstance(override, str):
@@ -271,6 +296,8 @@ def judge(
         if column.ndim == 2:
             return Vector()
         return Image()
+    if lists:
+        return Series()
     if order and compute.count_distinct(column.drop_null()).as_py() > 1:
         return Ordinal(order=order)
     return judge_scalar(name, column)
@@ -283,6 +310,11 @@ def suited(name: str, column: Column, own: Field, order: tuple[Any, ...]) -> Fie
         raise InputError(
             f"column '{name}' was declared {kind_of(own)}, which has one value a row, but it holds "
             f"arrays; declare it one of: {blocks}"
+        )
+    if holds_lists(column) and not isinstance(own, Series):
+        raise InputError(
+            f"column '{name}' was declared {kind_of(own)}, but it holds series of different "
+            f"lengths; declare it series, or give rows of one length"
         )
     if isinstance(own, Ordinal) and not own.order:
         return dataclasses.replace(own, order=order)
@@ -308,7 +340,8 @@ def judge_scalar(name: str, column: Arrow) -> Field | Aside:
         return fields["binary"]()
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         if distinct > MANY or (distinct > 5 and distinct > 0.5 * len(seen)):
-            return Aside(f"an identifier or free text: {distinct} values in {len(seen)} rows", kind)
+            why = f"an identifier or free text: {distinct} values in {len(seen)} rows"
+            return Aside(f"{why}; fields={{'{name}': 'text'}} learns it", kind)
         return Categorical()
     if _whole(seen):
         if distinct == len(column) >= 20 and _counts(seen):

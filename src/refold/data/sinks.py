@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from refold.data.containers import as_arrow, as_numpy, flatten
 from refold.errors import InputError
-from refold.table import Arrow, Block, Column, compute
+from refold.table import Arrow, Block, Column, compute, holds_lists
 
 Columns: TypeAlias = Mapping[str, Column]
 
@@ -36,9 +36,11 @@ Columns: TypeAlias = Mapping[str, Column]
 def write(value_columns: Columns, path: str | os.PathLike[str]) -> Path:
     """Write columns to a file, in the format its ending names, or images to a folder of PNGs.
 
-    Endings are .csv .tsv .parquet .feather .jsonl .npy .npz; a path without one is a folder.
+    Endings are .csv .tsv .parquet .feather .jsonl .npy .npz .txt; a path without one is a folder.
     A vector column becomes columns ``name0``, ``name1``, … in all but .npy and .npz. In .npz,
-    which has no missing integer or text, those are NaN and the empty text.
+    which has no missing integer or text, those are NaN and the empty text. Series of different
+    lengths go to .parquet, .feather and .jsonl, which have lists; .txt takes one column of texts,
+    a line each.
 
     Raises :class:`InputError` when the format cannot hold the columns, or the disk refuses.
     """
@@ -206,7 +208,8 @@ def _scalars(columns: Columns) -> Arrow:
     for name, values in columns.items():
         if isinstance(values, np.ndarray) and values.ndim > 2:
             raise InputError(
-                f"'{name}' holds images, which no table cell can; write .npy, .npz or a folder"
+                f"'{name}' holds images, or series of several channels, which no table cell can; "
+                f"write .npy, .npz or a folder"
             )
     table = pa.table({name: as_arrow(v) for name, v in flatten(columns).items()})
     for i, kind in enumerate(table.schema.types):
@@ -215,7 +218,18 @@ def _scalars(columns: Columns) -> Arrow:
     return table
 
 
+def _refuse_lists(columns: Columns, what: str) -> None:
+    """Raise where a column holds series of different lengths: only formats with lists take them."""
+    for name, values in columns.items():
+        if holds_lists(values):
+            raise InputError(
+                f"'{name}' holds series of different lengths, which {what} cannot; write .parquet, "
+                f".feather or .jsonl"
+            )
+
+
 def _write_csv(columns: Columns, path: Path, delimiter: str = ",") -> None:
+    _refuse_lists(columns, "delimited text")
     options = pa_csv.WriteOptions(delimiter=delimiter)
     pa_csv.write_csv(_scalars(columns), path, write_options=options)
 
@@ -249,8 +263,21 @@ def _write_jsonl(columns: Columns, path: Path) -> None:
 # --- arrays ------------------------------------------------------------------------------------
 
 
+def _write_txt(columns: Columns, path: Path) -> None:
+    """Write a line for every text, line breaks inside it as spaces, and an empty one if missing."""
+    if len(columns) != 1:
+        raise InputError(f".txt holds one column of text, not {', '.join(columns)}; write .csv")
+    name, values = next(iter(columns.items()))
+    if isinstance(values, np.ndarray) or not pa.types.is_string(values.type):
+        raise InputError(f"'{name}' holds no text, which .txt is for; write .csv")
+    with path.open("w", encoding="utf-8") as file:
+        for text in values.to_pylist():
+            file.write(" ".join((text or "").splitlines()) + "\n")
+
+
 def _write_npy(columns: Columns, path: Path) -> None:
     """Write one block, or scalar numbers side by side, ``[n, d]``."""
+    _refuse_lists(columns, "an array")
     arrays = {name: as_numpy(values) for name, values in columns.items()}
     if len(arrays) > 1:
         for name, values in arrays.items():
@@ -270,6 +297,7 @@ def _write_npy(columns: Columns, path: Path) -> None:
 
 def _write_npz(columns: Columns, path: Path) -> None:
     """Write each column as an array; not by ``np.savez``, which has no column named 'file'."""
+    _refuse_lists(columns, "an array")
     with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
         for name, values in columns.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
@@ -292,6 +320,7 @@ WRITERS: dict[str, Callable[[Columns, Path], None]] = {
     ".jsonl": _write_jsonl,
     ".npy": _write_npy,
     ".npz": _write_npz,
+    ".txt": _write_txt,
 }
 
 

@@ -8,6 +8,8 @@ from refold.fields.distribution import Distribution
 from refold.fields.image import Image
 from refold.fields.numeric import Numeric
 from refold.fields.ordinal import Ordinal
+from refold.fields.series import Series
+from refold.fields.text import Text
 from refold.fields.vector import Vector
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     "Image",
     "Numeric",
     "Ordinal",
+    "Series",
+    "Text",
     "Vector",
     "fields",
     "register",

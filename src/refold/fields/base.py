@@ -6,7 +6,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import pyarrow as pa
 from torch import Tensor
@@ -45,6 +45,8 @@ class Field(ABC):
 
     block: ClassVar[bool] = False
     """True where one column's cells are arrays; False where scalar columns are packed."""
+    alone: ClassVar[bool] = False
+    """True where a column of scalars has entries of its own, so that it is a field by itself."""
     native: ClassVar[str]
     """Likelihood by default."""
     allowed: ClassVar[tuple[str, ...]]
@@ -137,6 +139,15 @@ class Field(ABC):
         """Return the options and what was learnt, as plain values."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {"kind": kind_of(self), **values}
+
+
+@runtime_checkable
+class Following(Protocol):
+    """A field whose rebuilt values also depend on the rows they stand for, as a length does."""
+
+    def to_values_like(self, point: Tensor, given: Column) -> dict[str, Column]:
+        """Decode flat points ``[B, E]``, each like the row given in its column."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ step takes segments by their ``sizes``, in order, and works through them block b
 segment where it lies, narrow ones together in a padded block. A block fits into a processor's
 cache, so a pass over it costs no trip to memory, which is what a step of a wide table waits for.
 Rows of few logits are in cache anyway, and the plain operations are fewer: they take the first way.
+Wide segments of one size, as the tokens of a text, are a tensor of their own and torch's.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import lru_cache
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
@@ -71,6 +73,9 @@ def segment_cross_entropy(logits: Tensor, classes: Tensor, sizes: tuple[int, ...
         layout = layout_of(sizes, logits.device)
         total = segment_logsumexp(logits, layout.segment, len(sizes))
         return total - logits.gather(1, classes + layout.offset)
+    if alike(sizes):
+        logits = logits.reshape(-1, sizes[0])
+        return F.cross_entropy(logits, classes.reshape(-1), reduction="none").view_as(classes)
     return cast("Tensor", _CrossEntropy.apply(logits, classes, sizes))
 
 
@@ -80,6 +85,8 @@ def segment_softmax(logits: Tensor, sizes: tuple[int, ...]) -> Tensor:
     >>> segment_softmax(torch.zeros(1, 3), (2, 1))
     tensor([[0.5000, 0.5000, 1.0000]])
     """
+    if alike(sizes):
+        return logits.unflatten(1, (len(sizes), sizes[0])).softmax(2).flatten(1)
     layout = layout_of(sizes, logits.device)
     if torch.is_grad_enabled() and logits.requires_grad:
         return segment_log_softmax(logits, layout.segment, len(sizes)).exp()
@@ -93,10 +100,21 @@ def segment_argmax(logits: Tensor, sizes: tuple[int, ...]) -> Tensor:
     >>> segment_argmax(torch.tensor([[0.0, 2.0, 5.0, 1.0, 5.0]]), (2, 3))
     tensor([[1, 0]])
     """
+    if alike(sizes):
+        return logits.unflatten(1, (len(sizes), sizes[0])).argmax(2)
     layout = layout_of(sizes, logits.device)
     best = torch.cat([block.argmax(1) for block in layout.blocks(logits)], 1)
     best = best.index_select(1, layout.place)
     return best.masked_fill_(best >= layout.sizes, 0)  # padding repeats the first
+
+
+def alike(sizes: tuple[int, ...]) -> bool:
+    """Whether segments are of one size, and several, and too wide to be better side by side.
+
+    >>> alike((1000,) * 64), alike((3, 3)), alike((40, 50))
+    (True, False, False)
+    """
+    return len(sizes) > 1 and sizes[0] > NARROW and sizes.count(sizes[0]) == len(sizes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from refold import inference
-from refold.casting import as_dtype, cast
+from refold.casting import as_dtype, cast, list_parts
 from refold.data.schema import Schema
 from refold.errors import InputError, unknown
-from refold.fields import Binary, Distribution, Field, Numeric, Ordinal, Vector
+from refold.fields import Binary, Distribution, Field, Numeric, Ordinal, Series, Vector
 from refold.fields.base import scalar
 from refold.fields.category import Classes
 from refold.model import Model
 from refold.ops.segments import segment_argmax
-from refold.table import Column, Table, compute
+from refold.table import Column, Table, compute, is_list
 from refold.types import Batch
 from refold.uses.local import WIDEST, Local, entries_of, views_of
 
@@ -94,7 +94,7 @@ def likeliest(
     if local is not None or len(models) > 1:
         before, after = expected(models, rows, schema, local)
         points = {k: moved(schema.fields[k], p, before[k], after[k]) for k, p in points.items()}
-    return schema.values(points)
+    return schema.values(points, table)
 
 
 @torch.inference_mode()
@@ -113,7 +113,7 @@ def possible(
         return {}
     if local is None or model.latent.generative:
         refuse_pointlike(model, schema, columns)
-        return schema.values(drawn(model, rows, schema, 1))
+        return schema.values(drawn(model, rows, schema, 1), table)
     refuse_pointlike(model, schema, [c for c in columns if c in schema.targets])
     known = Batch(
         {k: x.clone() for k, x in rows.x.items()},
@@ -136,7 +136,7 @@ def possible(
     if others:
         found = drawn(model, known, schema, 1)
         points |= {k: found[k] for k in others}
-    return schema.values(points)
+    return schema.values(points, table)
 
 
 def drawn_value(own: Field, view: Tensor, spread: Tensor) -> Tensor:
@@ -280,6 +280,8 @@ def keep_given(
     for name, column in kept.items():
         if name not in drawn:
             result[name] = column
+        elif isinstance(own := schema.fields[schema.field_of(name)], Series):
+            result[name] = own.filled(column, drawn[name])
         elif isinstance(column, np.ndarray):
             known = as_dtype(column, np.asarray(drawn[name]).dtype)
             result[name] = fill(known, drawn[name], schema.fields[schema.field_of(name)])
@@ -304,10 +306,18 @@ def refuse_unknown(given: Table, schema: Schema) -> None:
 
 
 def missing(column: Column) -> Any:
-    """Boolean array of the cells, or of the entries of cells, that are missing."""
+    """Boolean array of the cells, or of the entries of cells, that are missing.
+
+    A list is missing where one of its numbers is.
+    """
     if isinstance(column, np.ndarray):
         floating = column.dtype.kind == "f"
         return np.isnan(column) if floating else np.zeros(column.shape, dtype=bool)
+    if is_list(column.type):
+        numbers, lengths, _ = list_parts(column)
+        holed, ends = np.isnan(numbers).any(1), np.cumsum(np.maximum(lengths, 0))
+        within = np.concatenate([[0], np.cumsum(holed)])
+        return (lengths < 0) | (within[ends] > within[ends - np.maximum(lengths, 0)])
     return column.is_null(nan_is_null=True).to_numpy()
 
 
@@ -318,6 +328,8 @@ def gaps(table: Table) -> int:
 
 def fill(column: Column, values: Column, own: Field) -> Column:
     """Return the column with ``values`` where it is missing, in its own type."""
+    if isinstance(own, Series):
+        return own.filled(column, values)
     if isinstance(column, np.ndarray):
         gaps = missing(column)
         if isinstance(own, Distribution):

@@ -14,7 +14,7 @@ from torch import Tensor
 from refold import inference
 from refold.backbones import Embed, Flat
 from refold.data.schema import Schema
-from refold.fields import Binary, Field
+from refold.fields import Binary, Field, Text
 from refold.fields.category import Classes
 from refold.model import Model
 from refold.ops.pca import Principal
@@ -34,12 +34,13 @@ class Quality:
     ``kept`` is the share of the variance of all numbers and class indicators that survives,
     ``pca_kept`` the same of as many principal components; ``squared_error`` is per row, in the
     model's own scale (standard deviations; [0, 1] for pixels); all three are of the fields that are
-    seen and rebuilt, and None where there are none. ``rows`` says how many were judged.
-    ``curve``, of a model whose code is ordered, holds ``(d, kept, pca_kept)`` for codes cut after
-    ``d`` entries, see :func:`prefix_curve`. ``predicted`` holds ``(name, kept, guess)`` of every
-    target, see :class:`Fidelity`; of a block it is of all its entries together. A target without a
-    value in these rows, or with one and the same, is left out. ``filled`` says how well hidden
-    entries come back, where that is what a model was trained for.
+    seen and rebuilt, texts left out, and None where there are none. ``rows`` says how many were
+    judged. ``curve``, of a model whose code is ordered, holds ``(d, kept, pca_kept)`` for codes cut
+    after ``d`` entries, see :func:`prefix_curve`. ``predicted`` holds ``(name, kept, guess)`` of
+    every target, see :class:`Fidelity`; of a block it is of all its entries together. A target
+    without a value in these rows, or with one and the same, is left out. Of a text, a target or
+    rebuilt, it is of its tokens, each at its place. ``filled`` says how well hidden entries come
+    back, where that is what a model was trained for.
     """
 
     kept: float | None
@@ -78,20 +79,27 @@ class Quality:
 def quality(model: Model, rows: Batch, schema: Schema, principal: Principal) -> Quality:
     """Judge reconstructions of rows against principal components of the same number."""
     heads = predictions(model, rows, schema)
-    if not model.rebuilt:
+    if not measured(model, schema):
         return Quality(None, None, None, len(rows), predicted=heads)
     principal, sums = principal.to("cpu"), torch.zeros(3, dtype=torch.float64)
     for part in _parts(model, rows):
-        views, predicted = expectations(model, part, schema)
+        views, predicted = expectations(model, part, schema, measured(model, schema))
         sums += _squares(views, predicted, principal, model.latent.size)
     lost, beside, total = sums.tolist()
     kept = _kept(lost, total), _kept(beside, total)
     return Quality(*kept, lost / len(rows), len(rows), predicted=heads)
 
 
+def measured(model: Model, schema: Schema) -> tuple[str, ...]:
+    """Return the rebuilt fields that principal components are compared on: all but texts."""
+    return tuple(k for k in model.rebuilt if not isinstance(schema.fields[k], Text))
+
+
 def predictions(model: Model, rows: Batch, schema: Schema) -> tuple[tuple[str, float, float], ...]:
-    """``(name, kept, guess)`` of every target: of each column, or of a block as a whole."""
-    names = [k for k in model.outputs if k not in model.inputs]
+    """``(name, kept, guess)`` of targets and texts: of each column, or of a block as a whole."""
+    names = [
+        k for k in model.outputs if k not in model.inputs or isinstance(schema.fields[k], Text)
+    ]
     if not names:
         return ()
     points = examine(model, rows, schema).points
@@ -100,10 +108,20 @@ def predictions(model: Model, rows: Batch, schema: Schema) -> tuple[tuple[str, f
         own = schema.fields[k]
         if own.block:
             found.append((k, _explained(rows, k, points[k]), 0.0))
+        elif isinstance(own, Text):
+            judged = tokens_right(rows, k, points[k])
+            found.append((f"tokens of {own.columns[0]}", judged.kept, judged.guess))
         else:
             judged = fidelity(schema, rows, {k: points[k]})[k]
             found += [(c, f.kept, f.guess) for c, f in zip(own.columns, judged, strict=True)]
     return tuple(head for head in found if head[1] == head[1])
+
+
+def tokens_right(rows: Batch, name: str, point: Tensor) -> Fidelity:
+    """Judge the tokens of a text together: share of those that come back at their place."""
+    x, seen = rows.x[name], rows.observed[name]
+    seen = torch.ones_like(x, dtype=torch.bool) if seen is None else seen
+    return _classes(x[seen], point[seen])
 
 
 def _explained(rows: Batch, name: str, point: Tensor) -> float:
@@ -124,11 +142,13 @@ def prefix_curve(
     ``(d, kept, pca_kept)`` for up to ``most`` values of ``d`` spread over 1..D, both ends among
     them. Decoders that see more than the code (:attr:`Model.skipping`) see it here too.
     """
-    principal, size = principal.to("cpu"), model.latent.size
+    principal, size, names = principal.to("cpu"), model.latent.size, measured(model, schema)
+    if not names:
+        return ()
     lengths = sorted({round(v) for v in np.linspace(1, size, min(most, size))})
     sums = torch.zeros(len(lengths), 3, dtype=torch.float64)
     for part in _parts(model, rows):
-        views, _ = expectations(model, part, schema)
+        views, _ = expectations(model, part, schema, names)
         for i, d in enumerate(lengths):
             sums[i] += _squares(views, _predicted(model, part, schema, d), principal, d)
     return tuple(
@@ -169,7 +189,7 @@ def _predicted(model: Model, rows: Batch, schema: Schema, first: int) -> Tensor:
         means = [
             model.likelihoods[k].expected(p)[:count].cpu()
             for k, p in model.decode(z, skips).items()
-            if k in model.rebuilt
+            if k in measured(model, schema)
         ]
         predicted.append(torch.cat(means, 1))
     return torch.cat(predicted)
@@ -362,8 +382,8 @@ def dictionary(model: Model, schema: Schema) -> Dictionary | None:
         if spine.coded:
             continue
         block, at = up[at : at + spine.decoded], at + spine.decoded
-        if isinstance(spine, Flat | Embed):
-            own = schema.fields[name]
+        own = schema.fields[name]
+        if isinstance(spine, Flat | Embed) and not isinstance(own, Text):
             labels[name] = entry_labels(own)
             if len(labels[name]) > len(block):  # one number decides between all ordered levels
                 labels[name] = own.entries
@@ -373,6 +393,8 @@ def dictionary(model: Model, schema: Schema) -> Dictionary | None:
 
 def entry_labels(own: Field) -> tuple[str, ...]:
     """Name each of the ``V`` numbers that a linear method sees of a field: a class by its level."""
+    if isinstance(own, Text):
+        return tuple(f"{entry} = {token}" for entry in own.entries for token in own.spelt)
     if not isinstance(own, Classes):
         return own.entries
     known = (levels or ("–",) for levels in own.levels)

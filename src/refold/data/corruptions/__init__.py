@@ -5,14 +5,16 @@ callable from batch to batch, and corrupts a tensor of the user's own (:meth:`Co
 """
 
 from refold.data.corruptions.base import Corruption, corruptions, register
+from refold.data.corruptions.binarise import Binarise
 from refold.data.corruptions.chain import Chain, resolve
-from refold.data.corruptions.hiding import Hide
-from refold.data.corruptions.images import Blur, Downscale
+from refold.data.corruptions.hiding import Hide, Mask
+from refold.data.corruptions.images import Blur, Downscale, Shift
 from refold.data.corruptions.masking import Boxes, Masking, Patches
 from refold.data.corruptions.noise import GaussianNoise, SaltAndPepper
 from refold.data.corruptions.tables import Columns, Swap
 
 __all__ = [
+    "Binarise",
     "Blur",
     "Boxes",
     "Chain",
@@ -21,9 +23,11 @@ __all__ = [
     "Downscale",
     "GaussianNoise",
     "Hide",
+    "Mask",
     "Masking",
     "Patches",
     "SaltAndPepper",
+    "Shift",
     "Swap",
     "corruptions",
     "register",

@@ -26,7 +26,8 @@ class Corruption(ABC):
     hides: bool = False
     """Whether it says of entries that they are missing, so that an encoder must be told which."""
     scored: str = "all"
-    """Which entries are scored in training: all, or only those it hid, or only those it left."""
+    """What is scored in training: all entries, or only those it hid, or only those it left; or
+    ``"drawn"``, what it made of them in place of the clean rows."""
 
     @abstractmethod
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
@@ -36,6 +37,8 @@ class Corruption(ABC):
         """Return what is scored: the clean batch, or as :attr:`scored` says a part of it."""
         if self.scored == "all":
             return clean
+        if self.scored == "drawn":
+            return Batch({**clean.x, **corrupted.x}, clean.observed)
         observed: dict[str, Tensor | None] = {}
         for name, seen in clean.observed.items():
             visible = corrupted.observed.get(name)

@@ -30,8 +30,10 @@ __all__ = ["read"]
 def read(source: Any) -> Table:
     """Read data frames, arrays, dicts of these by field name, or a path, into named columns.
 
-    A 2-D array is one block column ``x``, a 3-D or 4-D array one block column ``image``. A path
-    is a file, a pattern of files (``data/*.parquet``) or a folder of images. Types that no field
+    A 2-D array is one block column ``x``, a 3-D or 4-D array one block column ``image``, a list of
+    arrays of different lengths a column ``x`` of lists. A path is a file, a pattern of files
+    (``data/*.parquet``) or a folder of images; of a text file (``.txt``) each line that is not
+    blank is a row, in the column ``text``. Types that no field
     can hold are set aside with a note. Raises :class:`InputError` for what cannot be read, and
     ``TypeError`` for a sparse matrix.
 

@@ -27,7 +27,7 @@ GUESSES = (
 def parse(data: bytes, delimiter: str | None) -> Table:
     """Parse delimited text, cells and names stripped of white space around them."""
     data = data.removeprefix(codecs.BOM_UTF8)
-    text = _decoded(data)
+    text = decoded(data)
     delimiter = delimiter or _header_delimiter(text.lstrip("\r\n").partition("\n")[0])
     cells = [c.strip() for c in next(row for row in _rows(text, delimiter) if row)]
     # 0, 1, 2, … are what pandas writes as names of an unnamed frame; other numbers are data.
@@ -43,7 +43,9 @@ def parse(data: bytes, delimiter: str | None) -> Table:
     return arrow_table(names, [_retyped(c) for c in table.columns], default, notes)
 
 
-def _decoded(data: bytes) -> str:
+def decoded(data: bytes) -> str:
+    """Decode UTF-8, with or without a mark of it at the start."""
+    data = data.removeprefix(codecs.BOM_UTF8)
     try:
         text = data.decode()
     except UnicodeDecodeError as error:

@@ -19,11 +19,12 @@ import pyarrow.feather as pa_feather
 import pyarrow.json as pa_json
 import pyarrow.parquet as pa_parquet
 
+from refold.casting import as_arrow
 from refold.data.containers import NumPy, default
-from refold.data.sources.delimited import consistent_delimiter, parse
+from refold.data.sources.delimited import consistent_delimiter, decoded, parse
 from refold.data.sources.memory import array_table, arrow_table, field_table, joined, named_block
 from refold.errors import InputError
-from refold.table import Column, Table
+from refold.table import Column, Table, holds_lists
 
 # Beyond what one expects: a damaged array header asks for more memory than there is, or is read as
 # Python and is none.
@@ -109,7 +110,10 @@ def _read_unknown(path: Path) -> Table:
 
 
 def _read_text(path: Path) -> Table:
-    raise InputError("text is not supported yet and comes in a later version; give a table")
+    """Read lines of text, a row each, those that are blank left out."""
+    lines = [line for line in decoded(_bytes(path)).splitlines() if line.strip()]
+    column = pa.chunked_array([pa.array(lines, pa.string())])
+    return Table({"text": column}, default(), texts=("text",))
 
 
 def _read_csv(path: Path) -> Table:
@@ -213,9 +217,10 @@ def matching(pattern: Path) -> list[Path]:
 
 
 def concatenated(tables: Sequence[Table], files: Sequence[Path]) -> Table:
-    """Join the rows of several files; a scalar column that a file lacks is missing there."""
+    """Join the rows of several files; a column that a file lacks is missing there, but no block."""
     names = list(dict.fromkeys(name for t in tables for name in t.columns))
     blocks = {n for t in tables for n, c in t.columns.items() if isinstance(c, np.ndarray)}
+    blocks -= {n for t in tables for n, c in t.columns.items() if holds_lists(c)}
     columns: dict[str, Column] = {}
     for name in names:
         present = [t.columns.get(name) for t in tables]
@@ -226,7 +231,16 @@ def concatenated(tables: Sequence[Table], files: Sequence[Path]) -> Table:
         )
     notes = tuple(dict.fromkeys(note for t in tables for note in t.notes))
     aside = tuple(dict.fromkeys(name for t in tables for name in t.aside))
-    return Table(columns, tables[0].container, notes, aside)
+    texts = tuple(dict.fromkeys(name for t in tables for name in t.texts))
+    return Table(columns, tables[0].container, notes, aside, texts=texts)
+
+
+def _as_lists(column: Column) -> Column:
+    """Return a block among lists as lists; anything else as it is."""
+    if not isinstance(column, np.ndarray):
+        return column
+    array = as_arrow(column)
+    return array.cast(pa.list_(array.type.value_type))
 
 
 def _joined_blocks(name: str, present: list[Column | None], files: Sequence[Path]) -> Column:
@@ -242,7 +256,7 @@ def _joined_blocks(name: str, present: list[Column | None], files: Sequence[Path
 
 def _joined_scalars(name: str, present: list[Column | None], tables: Sequence[Table]) -> Column:
     parts = [
-        pa.table({name: pa.nulls(len(t)) if c is None else c})
+        pa.table({name: pa.nulls(len(t)) if c is None else _as_lists(c)})
         for c, t in zip(present, tables, strict=True)
     ]
     try:

@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from refold.data.containers import Cells, Dict, NumPy, Pandas, Polars, PyArrow, Tensor
+from refold.casting import list_parts
+from refold.data.containers import Cells, Dict, NumPy, Pandas, Polars, PyArrow, Tensor, as_given
 from refold.errors import InputError
-from refold.table import Arrow, Column, Container, Table, compute
+from refold.table import Arrow, Column, Container, Table, compute, is_list
 
 
 def read_memory(source: Any) -> Table:
@@ -39,6 +40,9 @@ def read_memory(source: Any) -> Table:
         return Table({name: block}, Tensor(name, source.dtype))
     if hasattr(source, "__arrow_c_stream__"):
         return read_memory(pa.table(source))
+    if is_ragged(source):
+        array, notes = _scalars("x", source)
+        return arrow_table(["x"], [array], as_given("x", source), notes)
     if isinstance(source, list | tuple) or hasattr(source, "__array__"):
         name, block = named_block(_as_array(source, "the rows"))
         return Table({name: block}, NumPy(name, block.dtype))
@@ -170,12 +174,18 @@ def field_table(name: str, values: Any) -> Table:
         whole = read_memory(pa.table({name: values}))
         return replace(whole, container=Cells(whole.container, lambda t: t.column(0)))
     if isinstance(values, list | tuple):
-        nested = bool(values) and isinstance(values[0], list | tuple | np.ndarray)
-        values = _as_array(values, f"the rows of '{name}'") if nested else values
+        if any(_is_cell(v) for v in values):
+            if not _rectangular(values):
+                array, notes = _scalars(name, values)
+                return arrow_table([name], [array], as_given(name, values), notes)
+            values = np.asarray(values)
         return array_table(name, values, Cells(NumPy(name), lambda a: a.tolist()))
     if _is(values, "torch", "Tensor"):
         return array_table(name, _tensor_values(values), Tensor(name, values.dtype))
     if isinstance(values, np.ndarray):
+        if is_ragged(values):
+            array, notes = _scalars(name, values)
+            return arrow_table([name], [array], as_given(name, values), notes)
         array = _as_array(values, f"'{name}'")
         return array_table(name, array, NumPy(name, array.dtype))
     raise InputError(
@@ -199,10 +209,80 @@ def _scalars(name: str, values: Any) -> tuple[Arrow, list[str]]:
     try:
         return pa.array(values, from_pandas=True), []
     except (pa.ArrowException, OverflowError):
+        if any(_is_cell(v) for v in values):
+            return series_array(name, values), []
         cells = [None if _is_missing(v) else str(v) for v in values]
         return pa.array(cells, pa.string()), [
             f"column '{name}' mixes types and was read as text; give it one type"
         ]
+
+
+def is_ragged(values: Any) -> bool:
+    """Whether rows are series in arrays of their own, a list or an array of objects of them.
+
+    Lists of plain lists are not: a row of a table that lacks a cell looks like that.
+    """
+    holds_objects = isinstance(values, np.ndarray) and values.dtype == object and values.ndim == 1
+    if not (holds_objects or isinstance(values, list | tuple)):
+        return False
+    arrays = any(_is_cell(v) and not isinstance(v, list | tuple) for v in values)
+    return arrays and (holds_objects or not _rectangular(values))
+
+
+def _is_cell(value: Any) -> bool:
+    """Whether a cell holds several values: a list, an array, a tensor, a series."""
+    return isinstance(value, list | tuple) or getattr(value, "ndim", 0) > 0
+
+
+def _rectangular(rows: Iterable[Any]) -> bool:
+    """Whether all rows are there, and of one shape."""
+    try:
+        return len({np.shape(row) for row in rows}) == 1
+    except ValueError:
+        return False
+
+
+def series_array(name: str, rows: Iterable[Any]) -> Arrow:
+    """Return series in arrays ``[T_i]`` or ``[T_i, C]`` as Arrow lists; a missing row is null.
+
+    Raises :class:`InputError` that names the first row that is none.
+    """
+    cells: list[NDArray[Any] | None] = []
+    for i, row in enumerate(rows):
+        try:
+            cell = np.asarray(row) if _is_cell(row) else None
+        except (ValueError, TypeError) as error:
+            raise _no_series(name, i, "steps of different lengths") from error
+        if cell is not None and (cell.ndim > 2 or cell.dtype.kind not in "biufO"):
+            raise _no_series(name, i, f"an array {cell.shape} of {cell.dtype}")
+        if cell is None and not _is_missing(row):
+            raise _no_series(name, i, f"{row!r}")
+        cells.append(cell)
+    known = [c for c in cells if c is not None and len(c)]
+    shapes = {c.shape[1:] for c in known}
+    if len(shapes) > 1:
+        raise InputError(
+            f"series '{name}' have different channels: {', '.join(map(str, sorted(shapes)))}; give "
+            f"(steps,) or (steps, channels), with as many channels in every row"
+        )
+    lengths = [-1 if c is None else len(c) for c in cells]
+    offsets = np.concatenate([[0], np.cumsum(np.maximum(lengths, 0))])
+    try:
+        flat = np.concatenate(known).astype(np.result_type(*known)) if known else np.empty(0)
+        inner = pa.array(flat.reshape(-1), from_pandas=True)
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise _no_series(name, 0, "what are no numbers") from error
+    if flat.ndim == 2:
+        inner = pa.FixedSizeListArray.from_arrays(inner, flat.shape[-1])
+    array = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), inner)
+    return compute.if_else(pa.array([n >= 0 for n in lengths]), array, None)
+
+
+def _no_series(name: str, row: int, what: str) -> InputError:
+    return InputError(
+        f"row {row} of '{name}' holds {what}, which is no series; give an array (steps,) or "
+        f"(steps, channels) of numbers in every row"
+    )
 
 
 def _is_missing(cell: Any) -> bool:
@@ -266,7 +346,7 @@ def _usable(column: Arrow) -> Column | None:
     kind, types = column.type, pa.types
     if types.is_dictionary(kind):
         return _usable(column.cast(kind.value_type))
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+    if is_list(kind):
         return _lists(column)
     if types.is_decimal(kind):
         return column.cast(pa.float64())
@@ -285,12 +365,18 @@ def _usable(column: Arrow) -> Column | None:
     return column if simple or types.is_string(kind) or types.is_temporal(kind) else None
 
 
-def _lists(column: Arrow) -> NDArray[Any] | None:
-    """Return lists of numbers, all of one length, as a block; None where they are not."""
+def _lists(column: Arrow) -> Column | None:
+    """Return lists of numbers, all of one length, as a block; other lists as they are.
+
+    A missing list among such of one length is a row of NaN. None where there is no such field:
+    cells of other types, or lists of lists that differ in length.
+    """
     shape: list[int] = []
     array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-    while pa.types.is_nested(array.type) and not pa.types.is_struct(array.type):
-        lengths = compute.unique(compute.list_value_length(array))
+    while is_list(array.type):
+        lengths = compute.unique(compute.list_value_length(array).drop_null())
+        if not shape and (array.null_count or len(lengths) != 1):
+            return _ragged(column, array, lengths)
         if array.null_count or len(lengths) != 1:
             return None
         shape.append(lengths[0].as_py())
@@ -301,3 +387,22 @@ def _lists(column: Arrow) -> NDArray[Any] | None:
     if array.null_count:
         array = array.cast(pa.float64())
     return array.to_numpy(zero_copy_only=False).reshape(len(column), *shape)
+
+
+def _ragged(column: Arrow, array: Arrow, lengths: Arrow) -> Column | None:
+    """Return lists of different lengths; those of one length with rows missing as a block."""
+    inner = array.flatten()
+    if is_list(inner.type):
+        inside = compute.unique(compute.list_value_length(inner))
+        if inner.null_count or len(inside) > 1 or is_list(inner.type.value_type):
+            return None
+        inner = inner.flatten()
+    types, kind = pa.types, inner.type
+    if not (types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)):
+        return column if types.is_null(kind) and len(lengths) else None
+    if len(lengths) != 1 or not lengths[0].as_py():
+        return column
+    numbers, found, nested = list_parts(array)
+    block = np.full((len(found), lengths[0].as_py(), numbers.shape[1]), np.nan)
+    block[found >= 0] = numbers.reshape(-1, *block.shape[1:])
+    return block if nested else block[:, :, 0]
