@@ -46,7 +46,13 @@ def fitted(recipe, data, **options):
 
 
 KIND = {"vector": "vector", "image": "image", "table": "numeric"}
-CASES = [(r, d) for r in RECIPES for d in DATA if KIND[d] in (get(r).only or KIND.values())]
+UNSUITED = [("vampprior", "table")]  # classes have no gradient for inputs to be learnt by
+CASES = [
+    (r, d)
+    for r in RECIPES
+    for d in DATA
+    if KIND[d] in (get(r).only or KIND.values()) and (r, d) not in UNSUITED
+]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)
@@ -105,8 +111,9 @@ def test_decoding_a_code_is_the_reconstruction(folding):
         np.testing.assert_allclose(a, b, atol=1e-4 if data == "vector" else 1)
 
 
-def test_training_and_scoring_are_one_computation(case):
+def test_training_and_scoring_are_one_computation(case, monkeypatch):
     ae, X, _, _ = case
+    monkeypatch.setattr(ae.model_, "penalties", ())  # which are no part of scores
     rows = ae._encode(ae._read(X))
     with torch.inference_mode():
         output = ae.model_(rows)
@@ -217,7 +224,7 @@ def test_the_judgement_of_rows(case):
 
 @pytest.mark.parametrize("recipe", [r for r in RECIPES if get(r).only])
 def test_a_recipe_for_other_kinds_of_data_says_so(recipe):
-    with pytest.raises(refold.InputError, match=f"'{recipe}' is for fields of kind image, but the"):
+    with pytest.raises(refold.InputError, match=f"'{recipe}' is for fields of kind .*, but the"):
         fitted(recipe, "table")
 
 

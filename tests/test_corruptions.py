@@ -10,6 +10,7 @@ from scipy.ndimage import gaussian_filter1d
 
 import refold
 from refold.data.corruptions import (
+    Binarise,
     Blur,
     Boxes,
     Chain,
@@ -35,6 +36,7 @@ from refold.types import Batch
 FRACTIONS = (0.0, 0.1, 0.38, 0.5, 1.0)
 # One example of each with no option at its default; a new corruption must be added.
 EXAMPLES = {
+    "binarise": Binarise(),
     "blur": Blur(sigma=0.8),
     "boxes": Boxes(count=2, size=(2, 3), value=-0.5),
     "chain": Chain(parts=(Blur(sigma=1.5), "swap(fraction=0.4)", GaussianNoise(variance=0.2))),
@@ -139,7 +141,7 @@ def test_without_an_image_the_error_says_what_is_needed(name):
 
 def test_images_only_is_known_before_anything_runs():
     always = {n for n in corruptions if corruptions[n].images_only}
-    assert always == {"blur", "boxes", "downscale", "patches", "shift"}
+    assert always == {"binarise", "blur", "boxes", "downscale", "patches", "shift"}
     assert Masking(per="pixel").images_only
     assert not Masking().images_only
     assert Chain(parts=("masking", "boxes")).images_only

@@ -7,7 +7,18 @@ from scipy import stats
 from torch.distributions import Normal, kl_divergence
 
 from refold.errors import InputError
-from refold.latents import KL, L1, Gaussian, Nested, TopK, WinnerTakeAll, latents
+from refold.latents import (
+    KL,
+    L1,
+    Discrete,
+    Flow,
+    Gaussian,
+    Mixture,
+    Nested,
+    TopK,
+    WinnerTakeAll,
+    latents,
+)
 from refold.ops.topk import keep_spatial_winner, keep_top_k, keep_top_rows
 from refold.parts import PartSpec
 
@@ -16,7 +27,7 @@ SIZE = 6
 
 @pytest.fixture(params=sorted(latents))
 def latent(request):
-    return latents.build(PartSpec(request.param), SIZE)
+    return latents.build(PartSpec(request.param), SIZE).double()
 
 
 def hidden(latent, rows=5):
@@ -49,6 +60,8 @@ def test_evaluation_is_deterministic_and_row_by_row(latent):
 def test_gradients_are_right(latent):
     h = hidden(latent).requires_grad_()
     latent.eval()
+    if isinstance(latent, Discrete):
+        pytest.skip("gradients pass straight through, which no difference shows")
     assert torch.autograd.gradcheck(lambda x: latent(x).z, (h,))
     for name in latent(h).terms:
         assert torch.autograd.gradcheck(lambda x, name=name: latent(x).terms[name], (h,))
@@ -65,11 +78,12 @@ def test_gradients_reach_every_number_in_training(latent):
 
 
 def test_the_state_is_the_latent(latent):
-    again = latents.build(latents.spec(latent), SIZE)
+    again = latents.build(latents.spec(latent), SIZE).double()
     again.load_state_dict(latent.state_dict())
     h = hidden(latent)
     assert torch.equal(again.eval()(h).z, latent.eval()(h).z)
-    assert len(list(latent.parameters())) == 0
+    learnt = isinstance(latent, Mixture | Flow)  # its prior, or a posterior's flow
+    assert bool(list(latent.parameters())) == learnt
 
 
 def test_spec_round_trip(latent):

@@ -10,11 +10,11 @@ from refold.backbones import backbones
 from refold.data.corruptions import Corruption, corruptions, resolve
 from refold.data.schema import Schema
 from refold.errors import InputError, unknown
-from refold.fields import Field, Image
+from refold.fields import Field, Image, Series, Text
 from refold.fields.base import kind_of
 from refold.fusion import fusions
 from refold.hints import fits
-from refold.latents import Latent, latents
+from refold.latents import Latent, Matched, latents
 from refold.likelihoods import Likelihood, likelihoods
 from refold.ops.pca import Principal, principal_components
 from refold.parts import PartSpec
@@ -22,14 +22,15 @@ from refold.penalties import Penalty, penalties
 from refold.recipe import Recipe, get
 from refold.spec import ModelSpec, geometry
 from refold.training.balance import balancers
-from refold.training.start import balance, choose_size, design
+from refold.training.start import WIDEST, balance, choose_size, design
 from refold.types import Batch
 
 Hidden: TypeAlias = tuple[int | Mapping[str, Any], ...]
 CorruptionWish: TypeAlias = str | Corruption | Sequence[str | Corruption] | None
 LARGEST = 1_000_000  # numbers in a code; beyond, something was mistyped
+TOKEN = 8  # numbers that a token of a text counts for
 LARGE = 2000  # pixels above which an image is convolved without being asked
-NATIVE_BACKBONE = {"categorical": "embed"}  # others are flat
+NATIVE_BACKBONE = {"categorical": "embed", "text": "embed"}  # others are flat
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,11 @@ def assemble(schema: Schema, rows: Batch, wishes: Wishes) -> Assembly:
         k: f.head(recipe.likelihoods.get(kind_of(f))).to(device) for k, f in schema.fields.items()
     }
     shown = folded(schema)
-    principal = principal_components(design({k: heads[k] for k in shown}, rows))
+    texts = [k for k in shown if isinstance(schema.fields[k], Text)]
+    principal = principal_components(
+        design({k: heads[k] for k in shown if k not in texts}, rows)
+    )  # tokens are too many levels, and none says much by itself
+    tokens = sum(len(schema.fields[k].sizes) for k in texts)
     entries = sum(len(schema.fields[k].sizes) for k in shown)
     heads = {k: h for k, h in heads.items() if not schema.fields[k].given}
     fusion = fusions.resolve(wishes.fusion or recipe.fusion)
@@ -86,13 +91,30 @@ def assemble(schema: Schema, rows: Batch, wishes: Wishes) -> Assembly:
     if fusion.name == "direct":
         direct = encoded_width(schema, heads, spines, corruption)
     body = dict(recipe.body(len(rows), entries) if recipe.body is not None else {})
+    answer = coded_answer(schema, heads, spines)
     most = body["hidden"][0] if body else direct
-    latent, size = decide_latent(wishes.latent, recipe, principal, entries, most, reasons)
+    if recipe.answered and answer:
+        most = heads[answer].width
+    latent, size = decide_latent(wishes.latent, recipe, principal, entries, tokens, most, reasons)
+    if answer and spines[answer].options.get("log"):
+        latent, size = with_classes(latent, size, answer, heads[answer].width, wishes.latent)
+        reasons.append(f"code of {size} numbers: the first are the shares of classes of '{answer}'")
+    if answer and size < heads[answer].width:
+        raise InputError(
+            f"the code holds the answer of '{answer}', which takes {heads[answer].width} numbers, "
+            f"but the latent size is {size}; give {heads[answer].width} or more, or leave it out"
+        )
     if direct is None:
         hidden = wishes.hidden
         if hidden is None:
-            hidden = body.get("hidden") or decide_hidden(recipe, len(principal.mean), reasons)
-        decided = {**body, "hidden": hidden, "linear": recipe.linear and bool(hidden)}
+            width = len(principal.mean) + TOKEN * tokens
+            hidden = body.get("hidden") or decide_hidden(recipe, width, reasons)
+        decided = {
+            **body,
+            "hidden": hidden,
+            "linear": recipe.linear and bool(hidden),
+            "answers": answers_of(heads[answer]) if answer else 0,
+        }
         known = fusions.options(fusion.name)
         own = {k: v for k, v in decided.items() if k in known}
         fusion = PartSpec(fusion.name, {**own, **fusion.options})
@@ -102,15 +124,18 @@ def assemble(schema: Schema, rows: Batch, wishes: Wishes) -> Assembly:
         fusion=fusion,
         backbones=spines,
         likelihoods={k: likelihoods.spec(h) for k, h in heads.items()},
-        weights=decide_weights(wishes.weights, schema, heads, rows),
+        weights=decide_weights(wishes.weights, schema, heads, rows, recipe.worth),
         corruption=corruption,
-        penalties=tuple(penalties.resolve(p) for p in wishes.penalties),
+        penalties=decide_penalties(wishes.penalties, recipe, latent),
     )
     return Assembly(name, spec, principal, pretrain, tuple(reasons))
 
 
 def default_recipe(schema: Schema) -> str:
-    """Convolutions where an image is large, dense layers otherwise."""
+    """Step by step for text and ragged series, convolved where an image is large, else dense."""
+    kinds = schema.fields.values()
+    if any(isinstance(f, Text) or (isinstance(f, Series) and f.ragged) for f in kinds):
+        return "recurrent"
     large = any(isinstance(f, Image) and len(f.sizes) > LARGE for f in schema.fields.values())
     return "conv" if large else "dense"
 
@@ -118,8 +143,37 @@ def default_recipe(schema: Schema) -> str:
 def backbone(recipe: Recipe, own: Field) -> PartSpec:
     """Return the field's own backbone, else the recipe's for its kind, else the kind's."""
     kind = kind_of(own)
-    native = NATIVE_BACKBONE.get(kind, "flat")
-    return backbones.resolve(own.backbone or recipe.backbones.get(kind, native))
+    usual = recipe.backbones.get(kind, NATIVE_BACKBONE.get(kind, "flat"))
+    return backbones.resolve(
+        own.backbone or (recipe.targets.get(kind, usual) if own.target else usual)
+    )
+
+
+def with_roles(schema: Schema, recipe: str | None) -> Schema:
+    """Have fields beside a target read and not written, where the recipe says so."""
+    targets = [f.target for f in schema.fields.values()]
+    if recipe is None or not get(recipe).given or not any(targets):
+        return schema
+    fields = {k: f if f.target else replace(f, given=True) for k, f in schema.fields.items()}
+    return replace(schema, fields=fields)
+
+
+def coded_answer(
+    schema: Schema, heads: Mapping[str, Likelihood], spines: Mapping[str, PartSpec]
+) -> str | None:
+    """Return the target whose answer stands in the code, of which there may be one."""
+    found = [k for k in heads if schema.fields[k].target and backbones[spines[k].name].coded]
+    if len(found) > 1:
+        raise InputError(
+            f"the code can hold the answer of one target, but '{found[0]}' and '{found[1]}' both "
+            f"have the backbone 'coded'; give one of them another backbone, such as 'flat'"
+        )
+    return found[0] if found else None
+
+
+def answers_of(head: Likelihood) -> int:
+    """Return how many numbers are the logits of one choice among several; 0 where they are not."""
+    return head.width if head.sizes == (head.width,) and head.width > 1 else 0
 
 
 def check_kinds(name: str, recipe: Recipe, schema: Schema) -> None:
@@ -171,6 +225,7 @@ def decide_latent(
     recipe: Recipe,
     principal: Principal,
     entries: int,
+    tokens: int,
     most: int | None,
     reasons: list[str],
 ) -> tuple[PartSpec, int]:
@@ -188,16 +243,66 @@ def decide_latent(
             )
         return spec, int(size)
     if most is not None:
-        why = "what the encoders give is the code" if recipe.body is None else "that of the layers"
+        why = "what the encoders give is the code"
+        if recipe.answered:
+            why = "the code is the answer"
+        elif recipe.body is not None:
+            why = "that of the layers"
         reasons.append(f"latent size {most}: {why}")
         return spec, most
-    needed = choose_size(principal, entries)
-    kept = float(principal.variance[:needed].sum() / max(principal.total, 1e-300))
+    needed, whys = 0, list[str]()
+    if entries > tokens:
+        needed = choose_size(principal, entries - tokens)
+        kept = float(principal.variance[:needed].sum() / max(principal.total, 1e-300))
+        whys = [f"{needed} principal components keep {kept:.0%} of the variance"]
+    if tokens:
+        more = min(WIDEST, 2 * tokens)
+        needed, whys = needed + more, [*whys, f"{more} numbers for texts of {tokens} tokens"]
     size = max(32, needed * recipe.expand) if recipe.expand > 1 else needed
-    why = f"{needed} principal components keep {kept:.0%} of the variance"
+    why = ", and ".join(whys)
     times = f", times {recipe.expand} for a sparse code" if recipe.expand > 1 else ""
     reasons.append(f"latent size {size}: {why}{times}")
     return spec, size
+
+
+def with_classes(
+    latent: PartSpec, size: int, answer: str, classes: int, wish: int | str | Latent | None
+) -> tuple[PartSpec, int]:
+    """Have a latent hold the shares of an answer's classes, beside the entries that were chosen.
+
+    A size that the user gave is that of the whole code.
+    """
+    chosen = wish is None or (isinstance(wish, str) and "size" not in PartSpec.parse(wish).options)
+    if latents[latent.name] is not Matched:
+        held = 0
+    elif latent.options.get("prior") == "categorical":
+        held = size = classes if chosen else size
+    else:
+        held = latent.options.get("classes") or classes
+        latent = PartSpec(latent.name, {**latent.options, "classes": held})
+        size = size + held if chosen else size
+    if held != classes:
+        raise InputError(
+            f"'{answer}' has {classes} classes, whose shares must be the first entries of the "
+            f"code; use latent='matched(classes={classes})', or the backbone 'coded' without log"
+        )
+    return latent, size
+
+
+def decide_penalties(
+    wish: tuple[str | Penalty, ...], recipe: Recipe, latent: PartSpec
+) -> tuple[PartSpec, ...]:
+    """Return the recipe's penalties, then the user's, which replace those of the same name."""
+    given = tuple(penalties.resolve(p) for p in wish)
+    usual = tuple(penalties.resolve(p) for p in recipe.penalties)
+    replaced = {p.name for p in given}
+    found = (*(p for p in usual if p.name not in replaced), *given)
+    if latents[latent.name] is Matched and not any(penalties[p.name].matching for p in found):
+        able = " or ".join(f"penalties=('{p}',)" for p in penalties if penalties[p].matching)
+        raise InputError(
+            f"nothing pulls the codes of latent '{latent.name}' to its prior; add {able}"
+        )
+    return found
 
 
 def decide_hidden(recipe: Recipe, width: int, reasons: list[str]) -> Hidden:
@@ -214,13 +319,15 @@ def decide_weights(
     schema: Schema,
     heads: Mapping[str, Likelihood],
     rows: Batch,
+    worth: tuple[float, float] | None = None,
 ) -> dict[str, tuple[float, ...]]:
     """Return each output's weights, by a named rule, or as given by field or by column."""
     if isinstance(wish, str):
         rule = PartSpec.parse(wish).name
         if rule not in ("balanced", "equal", *balancers):
             raise unknown("weights", rule, ("balanced", "equal", *balancers))
-        return balance(heads, schema.fields, rows, "equal" if rule == "equal" else "balanced")
+        mode = "equal" if rule == "equal" else "balanced"
+        return balance(heads, schema.fields, rows, mode, worth)
     wish = {str(name): value for name, value in wish.items()}
     columns = {c: k for k in heads for c in schema.fields[k].columns}
     for name, value in wish.items():

@@ -26,9 +26,10 @@ from refold.data.corruptions import Corruption, corruptions
 from refold.data.pairs import is_paired, stacked
 from refold.data.schema import Override, Schema
 from refold.data.sources import read
+from refold.data.sources.memory import is_ragged
 from refold.errors import InputError, unknown
 from refold.hints import expectation, fits
-from refold.latents import Latent
+from refold.latents import Discrete, Latent, latents
 from refold.learn import Course, learn
 from refold.penalties import Penalty
 from refold.table import Table
@@ -39,6 +40,8 @@ from refold.uses import complete, interpolate, traverse
 from refold.uses.anomaly import Calibration
 from refold.uses.encoder import encoder_module
 from refold.uses.inspect import squared_errors
+from refold.uses.likelihood import log_likelihood
+from refold.uses.steps import step_errors
 from refold.uses.supervise import EncoderClassifier
 from refold.uses.truncate import truncated, truncated_quality
 
@@ -288,19 +291,35 @@ class Autoencoder(TransformerMixin, BaseEstimator):
 
     # ------------------------------------------------------------------ using
 
-    def transform(self, X: Any) -> NDArray[np.float32]:
-        """Codes of rows, ``[n, d]`` in single precision; deterministic."""
+    def transform(self, X: Any, *, indices: bool = False) -> NDArray[Any]:
+        """Codes of rows, ``[n, d]`` in single precision; deterministic.
+
+        With ``indices``, the numbers of the codes' entries in their books, ``[n, g]`` whole
+        numbers, where the latent is discrete (``vq``, ``residual_vq``, ``fsq``).
+        """
         check_is_fitted(self)
         self._refuse_skips("embedded")
         rows = self._encode(self._read(X))
+        if indices:
+            self._refuse_continuous()
+            return inference.indices(self.model_, rows, self.schema_).numpy()
         return inference.embed(self.model_, rows, self.schema_).float().numpy()
 
     @torch.inference_mode()
     def inverse_transform(self, X: Any) -> Any:
-        """Rows of codes, in the container, columns and types of the training data."""
+        """Rows of codes, in the container, columns and types of the training data.
+
+        Whole numbers stand for entries of books where the latent is discrete, as ``transform``
+        gives them with ``indices=True``.
+        """
         check_is_fitted(self)
         self._refuse_skips("unfolded")
-        z = torch.as_tensor(np.asarray(X, dtype=np.float32))
+        given = np.asarray(X)
+        if given.dtype.kind in "iu" and isinstance(self.model_.latent, Discrete):
+            device = self.model_.fusion.last_bias().device
+            z = self.model_.latent.lookup(torch.as_tensor(given.astype(np.int64), device=device))
+        else:
+            z = torch.as_tensor(given.astype(np.float32))
         if z.ndim != 2 or z.shape[1] != self.spec_.size:
             raise InputError(
                 f"codes have shape {tuple(z.shape)}; expected (n, {self.spec_.size}), as transform "
@@ -431,6 +450,30 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         ]
         return -torch.cat(scores).numpy()
 
+    def log_likelihood(
+        self, X: Any, samples: int = 5000, seed: int | None = None
+    ) -> NDArray[np.float64]:
+        r"""Log-density of each row ``[n]`` in nats, by ``samples`` draws of its code.
+
+        For latents with a posterior; see :func:`refold.uses.likelihood.log_likelihood`. It is of
+        what is observed of all outputs, in the model's own scale (standard deviations of columns
+        and vectors), whatever the objective's weights; on average a lower bound, which more
+        samples raise. The same ``seed`` (None: the estimator's) gives the same.
+
+        >>> import numpy as np
+        >>> X = np.random.default_rng(0).normal(size=(60, 3))
+        >>> ae = Autoencoder("gaussian(size=1)", recipe="vae", epochs=2).fit(X)
+        >>> ae.log_likelihood(X, samples=100).shape
+        (60,)
+        """
+        check_is_fitted(self)
+        if not fits(samples, int) or not 1 <= samples <= MOST:
+            raise InputError(f"asked for {samples!r} draws; ask for a whole number, 1 or more")
+        self._refuse_skips("judged by their likelihood")
+        rows = self._encode(self._read(X))
+        with seeded(self.seed if seed is None else seed):
+            return log_likelihood(self.model_, rows, self.schema_, samples).numpy()
+
     def score(self, X: Any, y: Any = None) -> float:
         """Mean of :meth:`score_samples`, so that a search can maximise it."""
         return float(self.score_samples(X).mean())
@@ -469,6 +512,17 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         rows = self._encode(self._read(X))
         return float(squared_errors(self.model_, rows, self.schema_).mean())
+
+    def step_errors(self, X: Any, column: str | None = None) -> NDArray[np.float64]:
+        """Squared error of every step of a series, ``[n, T, C]``, NaN where nothing was observed.
+
+        One is a deviation of the channel in training (``scale="window"``: of the row itself).
+        ``column`` is the series that is meant, where there are several; of windows cut from a long
+        series, :func:`refold.per_step` brings the errors back to its steps.
+        """
+        check_is_fitted(self)
+        field = None if column is None else self.schema_.field_of(column)
+        return step_errors(self.model_, self._encode(self._read(X)), self.schema_, field)
 
     def sample(self, n: int = 1, seed: int | None = None, *, given: Any = None) -> Any:
         """Draw ``n`` new rows, in the container, columns and types of the training data.
@@ -664,7 +718,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         """Rows as columns; arrays pass scikit-learn's own checks first."""
         if isinstance(X, Table) and not fresh:
             return X
-        if isinstance(X, np.ndarray | list) and np.ndim(X) <= 2:
+        if isinstance(X, np.ndarray | list) and not is_ragged(X) and np.ndim(X) <= 2:
             checked: Any = X
             return read(
                 validate_data(
@@ -743,6 +797,15 @@ class Autoencoder(TransformerMixin, BaseEstimator):
                 f"rows cannot be {what}: the decoder of '{self.model_.skipping[0]}' also takes "
                 f"feature maps from the encoder (skips), so a code is not the whole of a row; use "
                 f"a backbone without skips, or reconstruct"
+            )
+
+    def _refuse_continuous(self) -> None:
+        """Refuse whole numbers for codes that are no entries of a book."""
+        if not isinstance(self.model_.latent, Discrete):
+            able = ", ".join(name for name in latents if issubclass(latents[name], Discrete))
+            raise InputError(
+                f"codes of the latent '{self.spec_.latent.name}' are no entries of a book, so they "
+                f"have no indices; fit with one of these latents: {able}"
             )
 
     def _container(self) -> Any:

@@ -12,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from refold import inference
-from refold.assemble import Assembly, Wishes, assemble, folded
+from refold.assemble import Assembly, Wishes, assemble, folded, with_roles
 from refold.backbones.tied import ties
 from refold.data.corruptions import corruptions
 from refold.data.schema import Override, Schema
 from refold.errors import InputError, unknown
 from refold.hints import fits
+from refold.latents import Latent, Variational
 from refold.model import Model
 from refold.parts import PartSpec
 from refold.recipe import get
@@ -42,6 +43,7 @@ from refold.uses.inspect import Quality, prefix_curve, quality
 from refold.uses.local import Local
 
 ORDERED = 64  # sizes of prefixes that are judged, spread over all where there are more
+TENTH = 10  # one in so many units active, or a posterior is said to have collapsed
 SMALLEST = 20  # rows below which none are held out
 PLAIN = {"optimizer": "adamw", "min_delta": 1e-5}  # what the estimator says where the user does not
 
@@ -111,7 +113,7 @@ def learn(
 ) -> Learnt:
     """Learn from the rows of ``table``; ``shown`` holds them as the encoder shall see them."""
     train_at, held_at = split(len(table), held_share(course, len(table)), course.seed)
-    schema = Schema.fit(table, train_at, course.fields)
+    schema = with_roles(Schema.fit(table, train_at, course.fields), course.wishes.recipe)
     targets, notes = schema.encode(table)
     every = Rows(targets, None if shown is None else seen(shown, schema))
     train = every.part(train_at, device)
@@ -132,7 +134,7 @@ def learn(
     if solved:
         plan = plan.without_steps()
         reasons.append("no training steps: the principal components are the optimum")
-    if model.latent.relaxed:
+    if model.latent.relaxed and not isinstance(model.latent, Variational):
         reasons.append("codes are freer in use than in training: reconstructions differ from those")
     noise = chosen.spec.corruption
     if noise is not None and len(model.inputs) < len(schema.fields):
@@ -167,6 +169,7 @@ def learn(
         return run
 
     run = train_on(model, train, held, course.seed, watch, reasons)
+    reasons += collapsed(model.latent, run)
     members: list[Model] = []
     for seed in range(course.seed + 1, course.seed + usual.get("members", 1)):
         if run.stopped == "interrupted":
@@ -209,6 +212,18 @@ def learn(
         tuple(reasons),
         (*table.notes, *notes),
     )
+
+
+def collapsed(latent: Latent, run: Run) -> list[str]:
+    """Say where a posterior has become the prior in most entries of a code, and what to do."""
+    active = run.best.get("active_units")
+    if not isinstance(latent, Variational) or active is None or active >= latent.size / TENTH:
+        return []
+    return [
+        f"the posterior has collapsed: {active:.0f} of {latent.size} units of the code are active; "
+        f"use a smaller latent or beta, let it grow in (warmup=0.3), or give units free bits "
+        f"(free_bits=0.1)"
+    ]
 
 
 def usual_training(recipe: str, rows: int, schema: Schema) -> dict[str, Any]:

@@ -116,7 +116,9 @@ class Model(nn.Module):
         """Fields whose decoder sees more than the code, so that the code alone is not enough."""
         lateral = isinstance(self.fusion, Lateral)
         return tuple(
-            k for k, b in self.backbones.items() if b.skipping or (lateral and k in self.rebuilt)
+            k
+            for k, b in self.backbones.items()
+            if b.skipping or (lateral and k in self.outputs and not b.coded)
         )
 
     def encode(self, batch: Batch) -> tuple[Code, Beside]:
@@ -126,9 +128,12 @@ class Model(nn.Module):
         return code, beside if code.draws == 1 else beside.repeated(code.draws)
 
     def hidden(self, batch: Batch) -> tuple[Tensor, Beside]:
-        """Hidden state ``[B, width]`` that the latent takes, and what goes beside the code."""
+        """Hidden state ``[B, width]`` that the latent takes, and what goes beside the code.
+
+        Learnt inputs are encoded where the latent is in training; else it kept what they were.
+        """
         backbones = {k: self.backbones[k] for k in self.inputs}
-        if self.references is None:
+        if self.references is None or not self.latent.training:
             return gather(backbones, self.fusion, self.latent, batch)
         rows = len(batch)
         batch = self.references.beside(batch)

@@ -6,6 +6,7 @@ from refold.fusion.dense import Concat
 from refold.fusion.direct import Direct
 from refold.fusion.experts import MixtureOfExperts, MixtureOfProducts, ProductOfExperts
 from refold.fusion.gated import Gated
+from refold.fusion.ladder import Ladder
 from refold.fusion.towers import Mean, Sum, Towers
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Direct",
     "Fusion",
     "Gated",
+    "Ladder",
     "Lateral",
     "Leads",
     "LinearPath",

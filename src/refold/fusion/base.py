@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,11 @@ class Fusion(nn.Module, ABC):
     the decoder gives; a field may be either or both. ``into`` is the width the latent asks for,
     ``code`` the size of the code.
     """
+
+    relaxed: ClassVar[bool] = False
+    """Whether evaluation leaves out noise of training; the loop judges held-out rows with it."""
+    joined: int = 0
+    """How many rows at the end of each batch of training joined it for their known target."""
 
     def __init__(
         self, inputs: dict[str, int], outputs: dict[str, int], into: int, code: int

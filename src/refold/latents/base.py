@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from refold.errors import InputError
 from refold.parts import Registry
 from refold.types import Code
+from refold.warmup import ramp
 
 
 class Latent(nn.Module, ABC):
@@ -73,10 +74,12 @@ class Latent(nn.Module, ABC):
 class Variational(Latent, ABC):
     """A latent whose code is drawn from a posterior :math:`q(z | h)` and has a prior :math:`p(z)`.
 
-    In training the code is drawn, in evaluation it is :meth:`centre`.
+    In training the code is drawn, in evaluation it is :meth:`centre`. Held-out rows are judged by
+    the bound of training, their codes drawn too, with one fixed seed.
     """
 
     generative: ClassVar[bool] = True
+    relaxed: bool = True
 
     @abstractmethod
     def centre(self, h: Tensor) -> Tensor:
@@ -89,6 +92,16 @@ class Variational(Latent, ABC):
     @abstractmethod
     def log_prior(self, z: Tensor) -> Tensor:
         """Log-density of codes ``[*, D]`` under the prior, ``[*]``, in nats."""
+
+    def grown(self, warmup: float) -> float:
+        """Share of a cost that counts: in training it grows in, in evaluation it is 1."""
+        return ramp(self.progress, warmup) if self.training else 1.0
+
+    def check_beta(self, beta: float) -> float:
+        """Return the factor of a divergence; raise :class:`InputError` for one below 0."""
+        if not 0 <= beta < float("inf"):
+            raise InputError(f"beta is {beta}; it must be 0 or more")
+        return beta
 
 
 @runtime_checkable

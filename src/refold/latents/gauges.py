@@ -47,10 +47,20 @@ def codebook(indices: Tensor) -> dict[str, float]:
     return {"perplexity": perplexity(indices, size), "usage": usage(indices, size)}
 
 
+def critic_accuracy(right: Tensor) -> dict[str, float]:
+    """Share of codes and draws of the prior that critics told right, of shares by row ``[n]``.
+
+    >>> critic_accuracy(torch.tensor([0.5, 1.0]))
+    {'critic_accuracy': 0.75}
+    """
+    return {"critic_accuracy": float(right.double().mean())}
+
+
 gauges: dict[str, Gauge] = {
     "mean": active_units,
     "entry_kl": entry_divergence,
     "indices": codebook,
+    "critic": critic_accuracy,
 }
 
 

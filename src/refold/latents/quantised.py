@@ -62,7 +62,7 @@ class Quantised(Latent, ABC):
     @torch.no_grad()
     def begin(self, h: Tensor, rows: int) -> None:
         """Start the books at vectors of training rows, drawn at random, and at what those leave."""
-        rest = self.vectors(h).flatten(0, 1).to(self.books.dtype)
+        rest = self.vectors(h).flatten(0, -2).to(self.books.dtype)
         for level in range(len(self.books)):
             self._place(level, torch.arange(self.codes, device=h.device), rest, 1.0)
             rest = rest - self.books[level][self._nearest(rest, level)]
@@ -71,7 +71,7 @@ class Quantised(Latent, ABC):
         """Replace vectors by entries; their gradient passes straight through to ``h``."""
         vectors = self.vectors(h)
         with torch.no_grad(), torch.autocast(h.device.type, enabled=False):
-            rest = vectors.to(self.books.dtype).flatten(0, 1)
+            rest = vectors.to(self.books.dtype).flatten(0, -2)
             found, chosen = torch.zeros_like(rest), list[Tensor]()
             for level in range(len(self.books)):
                 index = self._nearest(rest, level)
@@ -101,14 +101,14 @@ class Quantised(Latent, ABC):
         return self.flat(entries[indices].unflatten(1, (-1, len(self.books))).sum(2))
 
     def vectors(self, h: Tensor) -> Tensor:
-        """Cut ``[B, D]`` into vectors ``[B, G, dim]``: runs of entries, or positions of maps."""
+        """Cut ``[*, D]`` into vectors ``[*, G, dim]``: runs of entries, or positions of maps."""
         if self.maps is not None:
-            return h.view(len(h), self.maps, -1).transpose(1, 2)
-        return h.view(len(h), -1, self.length)
+            return h.unflatten(-1, (self.maps, -1)).transpose(-1, -2)
+        return h.unflatten(-1, (-1, self.length))
 
     def flat(self, vectors: Tensor) -> Tensor:
-        """Put vectors ``[B, G, dim]`` back into ``[B, D]``."""
-        return (vectors.transpose(1, 2) if self.maps is not None else vectors).flatten(1)
+        """Put vectors ``[*, G, dim]`` back into ``[*, D]``."""
+        return (vectors.transpose(-1, -2) if self.maps is not None else vectors).flatten(-2)
 
     def _nearest(self, vectors: Tensor, level: int) -> Tensor:
         """Index ``[N]`` of the nearest entry to each of ``[N, dim]``."""

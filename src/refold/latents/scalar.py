@@ -90,7 +90,7 @@ class FSQ(Latent):
         rounded = bounded + (bounded.round() - bounded).detach()
         z = self.flat(rounded / self.scale)
         digits = (rounded.detach() + self.scale).round().long()
-        numbers = (digits * self.places).sum(2)
+        numbers = (digits * self.places).sum(-1).flatten(1)
         size = numbers.new_full((len(h), 1), self.codes)
         return Code(z, stats={"indices": torch.cat([numbers, size], 1)})
 
@@ -107,11 +107,11 @@ class FSQ(Latent):
         return self.flat((digits - self.scale) / self.scale)
 
     def vectors(self, h: Tensor) -> Tensor:
-        """Cut ``[B, D]`` into vectors ``[B, G, len(levels)]``."""
+        """Cut ``[*, D]`` into vectors ``[*, G, len(levels)]``."""
         if self.maps:
-            return h.view(len(h), len(self.levels), -1).transpose(1, 2)
-        return h.view(len(h), -1, len(self.levels))
+            return h.unflatten(-1, (len(self.levels), -1)).transpose(-1, -2)
+        return h.unflatten(-1, (-1, len(self.levels)))
 
     def flat(self, vectors: Tensor) -> Tensor:
-        """Put vectors back into ``[B, D]``."""
-        return (vectors.transpose(1, 2) if self.maps else vectors).flatten(1)
+        """Put vectors back into ``[*, D]``."""
+        return (vectors.transpose(-1, -2) if self.maps else vectors).flatten(-2)

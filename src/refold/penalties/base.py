@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -13,6 +14,8 @@ from refold.types import Batch, Code
 class Penalty(nn.Module, ABC):
     """A cost that needs the model itself or networks of its own; all arguments are keyword-only."""
 
+    matching: ClassVar[bool] = False
+    """Whether it pulls the distribution of codes to the latent's prior."""
     progress: float = 1.0
     """Share of the training run that has passed; costs with a warm-up read it while training."""
     optimizer: str | None = None

@@ -13,22 +13,32 @@ from refold.errors import unknown
 class Recipe:
     """What a recipe decides; everything else is chosen from the data or by the user.
 
-    ``backbones`` and ``likelihoods`` are by kind of field; ``expand`` multiplies the chosen code
-    size, for codes that are wide because they are sparse; ``linear`` adds the path on which the
-    principal components start; ``hidden=()`` makes the body linear. ``fusion`` names a body other
-    than the dense one, ``pretrain`` how layers are trained before all of them are, and ``only`` the
-    kinds of field the recipe is for (none: all). ``body`` gives options of the body by the number
-    of rows and entries, the code then as wide as its first layer, and ``training`` arguments of the
-    estimator that the user left out (and ``members``, how many models answer together where gaps
-    are filled); ``held_out`` is how many rows it takes to judge, where a fifth
-    of all are as many. ``local`` has gaps filled with what rows nearby know besides the network.
+    ``backbones`` and ``likelihoods`` are by kind of field, ``targets`` the backbones of fields that
+    are predicted, by kind; ``penalties`` give way to a user's of the same name. ``answered`` makes
+    the code as wide as the answer that such a backbone reads from it, and ``given`` has fields
+    beside a target read and not written. ``worth`` is what the best constant costs under balanced
+    weights, of all fields that are rebuilt and of all targets, in nats (None: each unit as much).
+    ``expand`` multiplies the chosen code size, for codes that are wide because they are sparse;
+    ``linear`` adds the path on which the principal components start; ``hidden=()`` makes the body
+    linear. ``fusion`` names a body other than the dense one, ``pretrain`` how layers are trained
+    before all of them are, and ``only`` the kinds of field the recipe is for (none: all). ``body``
+    gives options of the body by the number of rows and entries, the code then as wide as its first
+    layer, and ``training`` arguments of the estimator that the user left out (and ``members``, how
+    many models answer together where gaps are filled); ``held_out`` is how many rows it takes to
+    judge, where a fifth of all are as many. ``local`` has gaps filled with what rows nearby know
+    besides the network.
     """
 
     latent: str = "plain"
     backbones: Mapping[str, str] = field(default_factory=dict[str, str])
+    targets: Mapping[str, str] = field(default_factory=dict[str, str])
+    answered: bool = False
+    given: bool = False
+    worth: tuple[float, float] | None = None
     likelihoods: Mapping[str, str] = field(default_factory=dict[str, str])
     corruption: str | None = None
-    hidden: tuple[int, ...] | None = None
+    penalties: tuple[str, ...] = ()
+    hidden: tuple[int | Mapping[str, Any], ...] | None = None
     linear: bool = False
     expand: int = 1
     fusion: str = "concat"

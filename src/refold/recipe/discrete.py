@@ -13,7 +13,7 @@ def vqvae() -> Recipe:
     """
     return Recipe(
         latent="vq(maps=16)",
-        backbones={"image": "conv(channels=(32, 16))"},
+        backbones={"image": "conv(channels=(32, 16), kernel=5, repeat=2)"},
         fusion="direct",
         only=("image",),
     )

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from refold.data.corruptions import Corruption
 from refold.errors import InputError
+from refold.fusion import Fusion
 from refold.latents import Latent, readings
 from refold.likelihoods import Likelihood
 from refold.training.balance import Balancer
@@ -135,6 +136,9 @@ def fit(
     lowest = 0.0  # that of the best weights
     totals = Totals()
     anchors = labelled(model, train) if plan.labelled else None
+    joining = 0 if anchors is None else min(plan.labelled, len(anchors))
+    for body in bodies(model):
+        body.joined = joining
     by_batch = relaxed(model) or corruption is not None  # both may draw once for a whole batch
     portion = plan.batch_size if by_batch else portion_of(model)
     judged, judged_inputs = (train, inputs) if held_out is None else (held_out, held_inputs)
@@ -223,6 +227,8 @@ def fit(
     except KeyboardInterrupt:
         run.stopped = "interrupted"
     trained.set_progress(1.0)
+    for body in bodies(model):
+        body.joined = 0
     forget_gradients(model)
     if best:
         model.load_state_dict(best)
@@ -346,8 +352,11 @@ def evaluate(
     each row.
     """
     model.eval()
+    growing = [(m, m.progress) for m in model.modules() if isinstance(m, Latent)]
     for part in relaxed(model):
         part.train()
+    for latent, _ in growing:
+        latent.progress = 1.0  # costs that grow in count in full
     totals = Totals()
     device = next(iter(rows.x.values())).device
     draw = torch.Generator(device).manual_seed(seed + 1)
@@ -369,6 +378,8 @@ def evaluate(
                 alive = active if alive is None else alive | active
                 for name, value in output.code.stats.items():
                     stats.setdefault(name, []).append(value.detach())
+    for latent, progress in growing:
+        latent.progress = progress
     means = totals.means()
     if alive is None:
         return means, {}
@@ -382,8 +393,13 @@ def portion_of(model: nn.Module) -> int:
 
 
 def relaxed(model: nn.Module) -> list[nn.Module]:
-    """Return the latents whose constraint holds in training only."""
-    return [m for m in model.modules() if isinstance(m, Latent) and m.relaxed]
+    """Return the latents and bodies whose constraint holds in training only."""
+    return [m for m in model.modules() if isinstance(m, Latent | Fusion) and m.relaxed]
+
+
+def bodies(model: nn.Module) -> list[Fusion]:
+    """Return the bodies inside a model: one, where it is not made for another use."""
+    return [m for m in model.modules() if isinstance(m, Fusion)]
 
 
 def refuse_nan(row: Row, model: nn.Module, rows: Batch) -> None:

@@ -42,6 +42,8 @@ def design(heads: Mapping[str, Likelihood], rows: Batch) -> Tensor:
             mean = torch.where(seen, view, 0).sum(0) / seen.sum(0).clamp_min(1)
             view = torch.where(seen, view, mean)
         views.append(view)
+    if not views:
+        return torch.zeros(len(rows), 0)
     return torch.cat(views, 1) if len(views) > 1 else views[0]
 
 
@@ -53,7 +55,11 @@ def choose_size(principal: Principal, entries: int) -> int:
 
 
 def balance(
-    heads: Mapping[str, Likelihood], fields: Mapping[str, Field], rows: Batch, mode: str
+    heads: Mapping[str, Likelihood],
+    fields: Mapping[str, Field],
+    rows: Batch,
+    mode: str,
+    worth: tuple[float, float] | None = None,
 ) -> dict[str, tuple[float, ...]]:
     r"""Weights of each field's entries.
 
@@ -63,21 +69,26 @@ def balance(
     .. math:: w_u = \frac{\bar b}{\max(b_u, \bar b / 20)}, \qquad b_u = \text{cost of predicting a
               constant}, \quad \bar b = \text{mean}_u\, b_u
 
-    ``"equal"``: 1 each. A field's own ``weight`` multiplies either.
+    ``"equal"``: 1 each. A field's own ``weight`` multiplies either. ``worth`` gives what the units
+    of all rebuilt fields and those of all targets cost together at the balanced start, in nats.
     """
     costs: dict[str, Tensor] = {}
     for name, head in heads.items():
         cells = baseline(head, rows.x[name], rows.observed[name])
         packed = len(fields[name].units) == len(cells)
         costs[name] = cells if packed else cells.sum().reshape(1)
-    mean = torch.cat(list(costs.values())).mean().clamp_min(1e-12)
     weights: dict[str, tuple[float, ...]] = {}
     for name, cost in costs.items():
+        target = fields[name].target
+        alike = [c for k, c in costs.items() if worth is None or fields[k].target == target]
+        mean = torch.cat(alike).mean().clamp_min(1e-12)
         share = mean / cost.clamp_min(mean / 20) if mode == "balanced" else torch.ones_like(cost)
+        if worth is not None and mode == "balanced":
+            share *= (worth[1] if target else worth[0]) / (mean * sum(map(len, alike)))
         if float(share.max() / share.min()) < 1.001:
             share = share.mean().reshape(1)
         weights[name] = tuple((share * fields[name].weight).tolist())
-    if len(weights) == 1 and len(next(iter(weights.values()))) == 1:
+    if worth is None and len(weights) == 1 and len(next(iter(weights.values()))) == 1:
         only = next(iter(weights))
         weights[only] = (fields[only].weight,)
     return weights
