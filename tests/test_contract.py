@@ -38,21 +38,38 @@ def tables():
     return frame
 
 
-DATA = {"vector": vectors, "image": images, "table": tables}
+def series():
+    r = np.random.default_rng(0)
+    steps = np.arange(10) + r.uniform(0, 6, (ROWS, 1))
+    return np.stack([np.sin(steps), r.normal(size=(ROWS, 10))], 2)
+
+
+def texts():
+    r = np.random.default_rng(0)
+    words = ["ab", "cad", "dab", "bacd", "da"]
+    rows = [" ".join(r.choice(words, r.integers(1, 4))) for _ in range(ROWS)]
+    return pd.DataFrame({"said": [None if i == 5 else row for i, row in enumerate(rows)]})
+
+
+DATA = {"vector": vectors, "image": images, "table": tables, "series": series, "text": texts}
+FIELDS = {"series": {"x": "series"}, "text": {"said": "text(tokens='characters')"}}
+FRAMES = ("table", "text")
 
 
 def fitted(recipe, data, **options):
-    return refold.Autoencoder(recipe=recipe, epochs=2, **options).fit(DATA[data]())
+    given = {"fields": FIELDS.get(data), "epochs": 2, **options}
+    return refold.Autoencoder(recipe=recipe, **given).fit(DATA[data]())
 
 
 KIND = {"vector": "vector", "image": "image", "table": "numeric"}
+IN_STEPS = ("recurrent", "transformer", "masked", "dense", "vae")  # others treat steps as numbers
 UNSUITED = [("vampprior", "table")]  # classes have no gradient for inputs to be learnt by
 CASES = [
     (r, d)
     for r in RECIPES
-    for d in DATA
+    for d in KIND
     if KIND[d] in (get(r).only or KIND.values()) and (r, d) not in UNSUITED
-]
+] + [(r, d) for r in IN_STEPS for d in FIELDS]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)
@@ -94,7 +111,10 @@ def test_what_comes_back_is_like_what_went_in(case):
     for back in found:
         assert type(back) is type(X)
         assert back.shape == X.shape
-        if data == "table":
+        if data == "text":
+            assert list(back.columns) == list(X.columns)
+            assert all(isinstance(said, str) for said in back["said"])
+        elif data == "table":
             assert list(back.columns) == list(X.columns)
             assert not back.isna().any().any()
             assert set(back["town"]) <= {"a", "b", "c"}
@@ -105,10 +125,10 @@ def test_what_comes_back_is_like_what_went_in(case):
 def test_decoding_a_code_is_the_reconstruction(folding):
     ae, X, _, data = folding
     a, b = ae.reconstruct(X), ae.inverse_transform(ae.transform(X))
-    if data == "table":
+    if data in FRAMES:
         pd.testing.assert_frame_equal(a.astype(b.dtypes), b)
     else:
-        np.testing.assert_allclose(a, b, atol=1e-4 if data == "vector" else 1)
+        np.testing.assert_allclose(a, b, atol=1 if data == "image" else 1e-4)
 
 
 def test_training_and_scoring_are_one_computation(case, monkeypatch):
@@ -137,7 +157,7 @@ def test_every_parameter_learns(case):
 
 def test_rows_do_not_see_each_other(case):
     ae, X, _, data = case
-    part = X.iloc[10:13] if data == "table" else X[10:13]
+    part = X.iloc[10:13] if data in FRAMES else X[10:13]
     if not ae.model_.skipping:
         assert np.array_equal(ae.transform(part), ae.transform(X)[10:13])
     assert np.array_equal(ae.score_samples(part), ae.score_samples(X)[10:13])
