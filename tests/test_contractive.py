@@ -10,6 +10,7 @@ from torch import nn
 from torch.autograd.functional import jacobian
 
 import refold
+import refold.data.corruptions
 from refold.assemble import Wishes, assemble
 from refold.data.containers import container
 from refold.data.schema import Schema
@@ -386,3 +387,12 @@ def test_training_with_it_contracts_the_encoder():
             norms.append(jacobian_norms(ae.model_, ae._encode(ae._read(x))).mean())
     assert norms[1] < 0.7 * norms[0]
     assert "valid_contractive" in ae.history_[0]
+
+
+def test_rows_of_which_only_hidden_entries_are_scored_count_whole():
+    model, rows = built(gapped(), corruption="hide(rate=0.5, score=hidden)", hidden=(5,), latent=3)
+    noise = refold.data.corruptions.resolve("hide(rate=0.5, score=hidden)")
+    hide = refold.data.corruptions.corruptions.build(noise)
+    target = hide.target(rows, hide(rows, torch.Generator().manual_seed(0)))
+    found = jacobian_norms(model, target, method="exact")
+    torch.testing.assert_close(found, jacobian_norms(model, rows, method="exact"))

@@ -27,11 +27,14 @@ class Batch:
     """Rows as tensors: one ``[B, *shape]`` per field, and which entries were observed.
 
     ``observed[name]`` is a boolean ``[B, E]``, or None where every entry is. An entry that is
-    not observed holds the field's neutral value, so that it can be fed but never scored.
+    not observed holds the field's neutral value, so that it can be fed but never scored. Of a
+    target of which only a part is scored, ``observed`` is that part and ``known`` what was observed
+    of the rows.
     """
 
     x: dict[str, Tensor]
     observed: dict[str, Tensor | None]
+    known: dict[str, Tensor | None] | None = None
 
     def __len__(self) -> int:
         return next(iter(self.x.values())).shape[0]
@@ -47,6 +50,10 @@ class Batch:
             {k: v.index_select(0, index) for k, v in self.x.items()},
             {k: None if o is None else o.index_select(0, index) for k, o in self.observed.items()},
         )
+
+    def whole(self) -> Batch:
+        """Rows with all that was observed of them, whatever of it is scored."""
+        return self if self.known is None else Batch(self.x, self.known)
 
     def only(self, names: Collection[str]) -> Batch:
         """The same rows with the named fields alone."""

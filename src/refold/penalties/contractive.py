@@ -106,7 +106,7 @@ def jacobian_norms(
     Where gradients are on, the result has them, with respect to parameters.
     """
     seen_by = cast(Any, model)
-    batch = batch.only(seen_by.inputs)
+    batch = batch.whole().only(seen_by.inputs)
     names = chosen(batch, seen_by.inputs, fields)
     layers = dense_layers(seen_by)
     single = layers is not None and len(layers) == 1

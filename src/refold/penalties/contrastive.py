@@ -120,7 +120,7 @@ class Contrastive(Penalty):
         held = cast(Any, model)
         device = next(iter(batch.x.values())).device
         draw = torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
-        z: Tensor = held.encode(self._corruption(batch.only(held.inputs), draw))[0].z
+        z: Tensor = held.encode(self._corruption(batch.whole().only(held.inputs), draw))[0].z
         return self.head(z[: len(batch)].flatten(1))  # of several draws of a code the first
 
 

@@ -50,7 +50,7 @@ class Corruption(ABC):
                 observed[name] = torch.zeros_like(clean.x[name].flatten(1), dtype=torch.bool)
             else:
                 observed[name] = ~visible if seen is None else seen & ~visible
-        return Batch(clean.x, observed)
+        return Batch(clean.x, observed, clean.observed)
 
     def corrupt(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Corrupt one tensor ``[B, *shape]``, outside of any model; ``x`` is not changed.
