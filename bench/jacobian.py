@@ -125,7 +125,7 @@ def speed(repeats: int) -> None:
 
 ROWS = 10_000
 NOISES = (0.1, 0.2, 0.4)  # deviations added to pixels in [0, 1]
-WEIGHTS = (0.0, 0.03, 0.3)
+WEIGHTS = (0.0, 0.02)
 NEIGHBOURS = 5
 
 

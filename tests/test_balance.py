@@ -588,3 +588,11 @@ def test_a_table_is_fitted_and_saved(rule, tmp_path):
     assert again.history_ == ae.history_
     page = write(ae, tmp_path / "report.html", X).read_text(encoding="utf-8")
     assert "as a multiple of the one at the start" in page
+
+
+def test_several_draws_of_a_code_have_one_cost_and_nothing_to_balance():
+    X = table_of()[["c"]].assign(d=np.where(table_of()["b"] > 1, "much", "little"))
+    for rule in ("uncertainty", "gradnorm"):
+        ae = refold.Autoencoder("gaussian(size=2, draws=3)", weights=rule, epochs=1)
+        with pytest.raises(InputError, match="one cost, the bound; use weights='balanced'"):
+            ae.fit(X)

@@ -153,10 +153,12 @@ def test_every_code_has_a_number_and_every_number_a_code():
 def test_perplexity_is_the_exponential_of_the_entropy():
     numbers = torch.from_numpy(np.random.default_rng(0).geometric(0.2, (500, 3)).clip(max=15))
     shares = np.bincount(numbers.flatten().numpy(), minlength=16)
-    assert perplexity(numbers, 16) == pytest.approx(np.exp(scipy.stats.entropy(shares)))
+    assert perplexity(numbers) == pytest.approx(np.exp(scipy.stats.entropy(shares)))
     assert usage(numbers, 16) == pytest.approx((shares > 0).mean())
     read = gauges["indices"](torch.cat([numbers, torch.full((500, 1), 16)], 1))
-    assert read == {"perplexity": perplexity(numbers, 16), "usage": usage(numbers, 16)}
+    assert read == {"perplexity": perplexity(numbers), "usage": usage(numbers, 16)}
+    many = torch.tensor([[7, 2**31 - 1, 2**31], [7, 3, 2**31]])  # no memory could count them all
+    assert gauges["indices"](many) == {"perplexity": pytest.approx(2**1.5), "usage": 3 / 2**31}
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from refold.penalties.weights import identity_cost
 from refold.types import Batch, Code
 
 OPTIONS = {"perceptual": {"network": nn.Linear(6, 4)}}
-CHARGING = sorted({*penalties} - {"adversarial"})  # whose critic has a cost of its own
+CHARGING = sorted({*penalties} - {"adversarial", "mmd"})  # which need a latent with a prior
 
 
 @pytest.fixture(scope="module")
@@ -293,3 +293,22 @@ def test_soft_sparsity_joins_any_latent():
 def test_a_target_outside_is_refused(target):
     with pytest.raises(InputError, match="must lie between 0 and 1"):
         ActivityKL(target=target)
+
+
+def test_every_penalty_takes_several_draws_of_a_code():
+    x = np.random.default_rng(0).normal(size=(60, 6))
+    rest = [p for p in penalties if p != "perceptual"]
+    for penalty in (*rest, Perceptual(network=nn.Linear(6, 4))):
+        ae = refold.Autoencoder("gaussian(size=2, draws=3)", penalties=(penalty,), epochs=1).fit(x)
+        assert np.isfinite(ae.history_[-1]["valid_loss"])
+
+
+def test_what_a_network_sees_of_several_draws_is_the_mean_over_them(passed):
+    model, rows, code, params = passed
+    (name,) = rows.x
+    penalty = Perceptual(network=nn.Linear(6, 4))
+    drawn = {name: torch.cat([params[name], params[name] + 1.0])}
+    both = Code(code.z.repeat(2, 1), draws=2)
+    (found,) = penalty(model, rows, both, drawn).values()
+    each = [penalty(model, rows, code, {name: p})["perceptual"] for p in drawn[name].chunk(2)]
+    torch.testing.assert_close(found, torch.stack(each).mean())

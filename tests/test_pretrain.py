@@ -274,3 +274,28 @@ def test_ties_for_pretraining_need_pretraining():
 def test_pairs_can_be_tied_one_by_one():
     ae = refold.Autoencoder("gaussian(size=2)", hidden=(8,), tied=(0,), epochs=1).fit(rows())
     assert ties(ae.model_) == (("fusion.down.0", "fusion.up.2"),)
+
+
+def strays(model, batch):
+    """How far an entry of a book is at most from what the encoder gives of any row."""
+    with torch.no_grad():
+        vectors = model.latent.vectors(model.hidden(batch)[0]).flatten(0, -2)
+    return float(torch.cdist(model.latent.books[0], vectors).min(1).values.max())
+
+
+def test_a_latent_starts_from_what_its_encoder_gives_by_then(monkeypatch):
+    X = rows()
+    book = {"latent": "vq(size=4, codes=16, dim=2)", "recipe": "stacked", "validation": 0}
+    shallow = refold.Autoencoder(8, hidden=(10,), recipe="stacked", epochs=3).fit(X)
+    deep = refold.Autoencoder(**book, hidden=(10, 8), epochs=0).fit(X, start=shallow)
+    assert strays(deep.model_, deep._encode(deep._read(X))) < 1e-3
+    found = []
+
+    def watched(module, train, *rest, **options):
+        if not isinstance(module, Outer):
+            found.append(strays(module, train))
+        return fit(module, train, *rest, **options)
+
+    monkeypatch.setattr(pretrain, "fit", watched)
+    refold.Autoencoder(**book, hidden=(10, 8), epochs=8).fit(X)
+    assert found[0] < 1e-3 < found[1]

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
@@ -357,6 +358,30 @@ def test_costs_without_their_constant_get_it(likelihood, constant):
     assert refold.uses.likelihood.CONSTANTS[likelihood] == pytest.approx(constant)
 
 
+def test_probabilities_of_all_that_two_pixels_can_show_sum_to_one():
+    shades = np.random.default_rng(0).integers(0, 2, (60, 4, 4)).astype(float)
+    shades[0, 1:] = np.nan
+    image = {"image": "image(likelihood='logistic_mixture(components=2, levels=2)')"}
+    ae = refold.Autoencoder("gaussian(size=1)", fields=image, epochs=20).fit(shades)
+    rows = np.full((4, 4, 4), np.nan)
+    rows[:, 0, :2] = [[0, 0], [0, 1], [1, 0], [1, 1]]
+    assert np.exp(ae.log_likelihood(rows, 2000)).sum() == pytest.approx(1.0, abs=0.02)
+
+
+def test_beta_has_the_constant_of_its_squeezing():
+    head, x = refold.likelihoods.Beta((1,)).double(), torch.linspace(0, 1, 100_001).double()
+    lacking = refold.uses.likelihood.CONSTANTS["beta"]
+    cost = head.cells(torch.zeros(len(x), 1, dtype=x.dtype), x[:, None])[:, 0] + lacking
+    law = stats.beta(*(2 * [float(head.log_precision.exp()) / 2]))
+    inside = law.cdf(0.9995) - law.cdf(0.0005)
+    assert float(torch.trapezoid((-cost).exp(), x).detach()) == pytest.approx(inside, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", sorted(refold.uses.likelihood.CONSTANTS))
+def test_what_has_a_constant_exists(kind):
+    assert kind in refold.likelihoods.likelihoods
+
+
 @pytest.mark.parametrize("recipe", ["vae", "iwae", "tcvae", "mixture", "vampprior", "flow"])
 def test_every_recipe_has_a_likelihood_above_its_bound(recipe):
     X = rows_of()
@@ -386,6 +411,40 @@ def test_likelihoods_that_are_no_density_are_refused():
         images.log_likelihood(grey)
     with pytest.raises(InputError, match="asked for 0 draws"):
         huber.log_likelihood(X, 0)
+
+
+# ---------------------------------------------------------------------- draws given others
+
+
+def test_of_rows_in_which_nothing_is_known_codes_are_draws_of_the_prior():
+    X = np.concatenate([rows_of(100) + 9.0, rows_of(100) - 9.0])
+    X[::9] = np.nan
+    ae = refold.Autoencoder("vamp(size=1, components=6)", recipe="vae", epochs=30).fit(X)
+    ae.model_.latent.known.copy_(torch.tensor([[3.0, -6.0]] * 6))  # one place, far from zero
+    found = ae.sample(400, given=np.full((1, 5), np.nan))
+    expected = ae.sample(400)
+    for own, theirs in zip(found.T, expected.T, strict=True):
+        assert stats.ks_2samp(own, theirs).pvalue > 1e-3
+
+
+def test_values_are_drawn_where_the_code_or_the_likelihood_is():
+    X = pd.DataFrame(rows_of(), columns=list("abcde"))
+    X.loc[::7, "a"] = None
+    options = {"recipe": "wae", "epochs": 2, "hidden": ()}
+    fixed = refold.Autoencoder(2, **options).fit(X)
+    for use in (lambda: fixed.sample(3, given={"b": 1.0}), lambda: fixed.impute(X, 3)):
+        with pytest.raises(InputError, match=r"cannot be drawn: its likelihood has no spread.*vae"):
+            use()
+    assert len(fixed.sample(3)) == 3
+    assert fixed.sample(2, given=X[1:2]).equals(pd.concat([X[1:2]] * 2, ignore_index=True))
+    drawn = dict.fromkeys(X, "numeric(likelihood='gaussian')")
+    spread = refold.Autoencoder(2, **options, fields=drawn).fit(X).sample(9, given={"b": 1.0})
+    assert spread["a"].nunique() == 9
+    grey = np.random.default_rng(0).random((40, 4, 4))
+    images = refold.Autoencoder(2, **options).fit(grey)
+    grey[:, 0] = np.nan
+    with pytest.raises(InputError, match=r"cannot be drawn: .*recipe='vae'"):
+        images.impute(grey, 3)
 
 
 # ---------------------------------------------------------------------- total correlation

@@ -553,6 +553,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
             rows, notes = self.schema_.encode(table, self.schema_.order)
             if notes:
                 raise InputError(f"rows cannot be drawn given that: {'; '.join(notes)}")
+            complete.refuse_pointlike_beside(table, self.model_, self.schema_)
             self._warn_untold(rows)
             found = complete.drawn(self.model_, rows, self.schema_, n)
         columns = complete.keep_given(self.schema_.decode(found), table, n, self.schema_)

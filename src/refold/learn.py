@@ -219,10 +219,14 @@ def collapsed(latent: Latent, run: Run) -> list[str]:
     active = run.best.get("active_units")
     if not isinstance(latent, Variational) or active is None or active >= latent.size / TENTH:
         return []
+    ways = ["use a smaller latent or beta"]
+    if hasattr(latent, "warmup"):
+        ways.append("let it grow in (warmup=0.3)")
+    if hasattr(latent, "free_bits"):
+        ways.append("give units free bits (free_bits=0.1)")
     return [
         f"the posterior has collapsed: {active:.0f} of {latent.size} units of the code are active; "
-        f"use a smaller latent or beta, let it grow in (warmup=0.3), or give units free bits "
-        f"(free_bits=0.1)"
+        f"{', or '.join(ways)}"
     ]
 
 
@@ -272,13 +276,13 @@ def begun(
     model = chosen.spec.build(schema).to(device)
     start_constant(model, train)
     start_centred(model, train)
-    start_latent(model, train)
     if can_start_pca(model) and _starts_by_itself(chosen) and not course.tied:
         start_pca(model, train, chosen.principal)
     if course.start is not None:
         other, known = course.start
         check_columns(schema, known)
         start_from(model, other)
+    start_latent(model, train)
     if course.tied:
         model.tie(None if isinstance(course.tied, bool | str) else tuple(course.tied))
     freeze(model, course.freeze)

@@ -21,8 +21,9 @@ class Latent(nn.Module, ABC):
     """
 
     generative: ClassVar[bool] = False
-    """Whether codes follow a known prior, so that :meth:`sample` can draw new ones. A hidden state
-    of zeros then stands for the prior; a row of which nothing is known is given it."""
+    """Whether codes follow a known prior, so that :meth:`sample` can draw new ones. A row of which
+    nothing is known is given a hidden state of zeros, which is a standard normal; where it is
+    drawn, it is drawn from the prior itself."""
     ordered: ClassVar[bool] = False
     """Whether any prefix of the code is a code of a smaller model."""
     relaxed: bool = False

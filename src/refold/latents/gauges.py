@@ -44,7 +44,7 @@ def codebook(indices: Tensor) -> dict[str, float]:
     {'perplexity': 2.0, 'usage': 0.5}
     """
     size, indices = int(indices[0, -1]), indices[:, :-1]
-    return {"perplexity": perplexity(indices, size), "usage": usage(indices, size)}
+    return {"perplexity": perplexity(indices), "usage": usage(indices, size)}
 
 
 def critic_accuracy(right: Tensor) -> dict[str, float]:

@@ -123,11 +123,11 @@ class Quantised(Latent, ABC):
         total = counts.sum()
         smooth = (counts + SMOOTHING) / (total + self.codes * SMOOTHING) * total
         self.books[level] = sums / smooth[:, None]
-        even = len(vectors) / self.codes
         if self.restart:
+            even = total / self.codes
             self._place(level, (counts < self.restart * even).nonzero()[:, 0], vectors, even)
 
-    def _place(self, level: int, entries: Tensor, vectors: Tensor, count: float) -> None:
+    def _place(self, level: int, entries: Tensor, vectors: Tensor, count: Tensor | float) -> None:
         """Put entries at vectors drawn at random, different ones as far as there are as many."""
         order = torch.randperm(len(vectors), device=vectors.device)[: len(entries)]
         drawn = vectors[order.repeat(-(-len(entries) // max(1, len(order))))[: len(entries)]]

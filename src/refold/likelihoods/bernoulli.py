@@ -35,15 +35,18 @@ class Bernoulli(Likelihood):
 
     def cells(self, params: Tensor, x: Tensor) -> Tensor:
         """Binary cross-entropy of each entry, and half the square of what lies outside."""
-        inside, outside = _parted(x.flatten(1))
+        flat = x.flatten(1)
+        inside = flat.clamp(0.0, 1.0)
+        outside = flat - inside
         cross = F.binary_cross_entropy_with_logits(params, inside, reduction="none")
-        return cross + outside.square() * 0.5
+        return torch.addcmul(cross, outside, outside, value=0.5)
 
     def total(self, params: Tensor, x: Tensor) -> tuple[Tensor, float]:
         """Sum the same over all entries."""
-        inside, outside = _parted(x.flatten(1))
+        flat = x.flatten(1)
+        inside = flat.clamp(0.0, 1.0)
         cross = F.binary_cross_entropy_with_logits(params, inside, reduction="sum")
-        return cross + outside.square().sum() * 0.5, 1.0
+        return cross + F.mse_loss(flat, inside, reduction="sum") * 0.5, 1.0
 
     def distribution(self, params: Tensor) -> Distribution:
         """Return independent coins."""
@@ -72,9 +75,3 @@ class Bernoulli(Likelihood):
     def marginal(self, x: Tensor, observed: Tensor | None) -> Tensor:
         """Return the logit of the observed share of ones, kept within one in ten thousand."""
         return torch.logit(observed_mean(x.flatten(1), observed), eps=1e-4)
-
-
-def _parted(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the nearest values in [0, 1], and what is left of ``x``."""
-    inside = x.clamp(0.0, 1.0)
-    return inside, x - inside

@@ -71,10 +71,14 @@ def mixture_log_density(
     """
     wide, m, v = z.double(), means.double(), log_variances.double()
     precision = (-v).exp()
-    constant = (m.square() * precision + v + LOG_TAU).sum(1)
-    squares = wide.square() @ precision.T - 2.0 * (wide @ (m * precision).T)
-    each = log_weights.double() - 0.5 * (squares + constant)
-    return torch.logsumexp(each, -1).to(z.dtype)
+    scaled = m * precision
+    constant = log_weights.double() - 0.5 * (m * scaled + v + LOG_TAU).sum(1)
+    # One product for squares and values, so that the one large result is made in one pass.
+    powers = torch.cat([wide.square(), wide], -1)
+    each = torch.addmm(
+        constant, powers.reshape(-1, 2 * z.shape[-1]), torch.cat([-0.5 * precision, scaled], -1).T
+    )
+    return torch.logsumexp(each, -1).view(z.shape[:-1]).to(z.dtype)
 
 
 def mixture_divergence(

@@ -109,8 +109,9 @@ def exact_mask(
     tensor([3, 3, 3, 3])
     """
     drawn = torch.rand(rows, entries, generator=generator, device=device)
-    mask = torch.zeros(rows, entries, dtype=torch.bool, device=device)
-    return mask.scatter_(1, drawn.topk(count, dim=1, sorted=False).indices, True)
+    if count == 0:
+        return torch.zeros_like(drawn, dtype=torch.bool)
+    return top_mask(drawn, count).bool()
 
 
 def _as_numpy(values: Tensor) -> NDArray[Any] | None:

@@ -5,20 +5,20 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def counts(indices: Tensor, size: int) -> Tensor:
-    """How often each of ``size`` entries occurs among ``indices``, in float64."""
-    return indices.flatten().long().bincount(minlength=size).double()
+def counts(indices: Tensor) -> Tensor:
+    """How often each entry occurs that does, in float64: books may be too large to go through."""
+    return indices.flatten().unique(return_counts=True)[1].double()
 
 
-def perplexity(indices: Tensor, size: int) -> float:
+def perplexity(indices: Tensor) -> float:
     r"""Number of equally used entries that would be as varied: :math:`\exp(-\sum_i p_i \log p_i)`.
 
     >>> import torch
-    >>> perplexity(torch.tensor([0, 1, 1, 0]), 8)
+    >>> perplexity(torch.tensor([0, 1, 1, 0]))
     2.0
     """
-    used = counts(indices, size)
-    share = used[used > 0] / used.sum()
+    used = counts(indices)
+    share = used / used.sum()
     return round(float((-(share * share.log()).sum()).exp()), 12)
 
 
@@ -29,4 +29,4 @@ def usage(indices: Tensor, size: int) -> float:
     >>> usage(torch.tensor([0, 1, 1, 0]), 8)
     0.25
     """
-    return float((counts(indices, size) > 0).sum()) / size
+    return len(counts(indices)) / size

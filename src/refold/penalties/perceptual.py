@@ -70,6 +70,8 @@ class Perceptual(Penalty):
     ) -> dict[str, Tensor]:
         """Mean squared difference of what the network sees, summed over the fields."""
         heads, costs = cast(Any, model).likelihoods, list[Tensor]()
+        if code.draws > 1:
+            batch = batch.rows(torch.arange(len(batch), device=code.z.device).repeat(code.draws))
         for name in self.chosen(batch):
             x, seen = batch.x[name], batch.observed[name]
             rebuilt: Tensor = heads[name].point(params[name]).view_as(x)

@@ -336,6 +336,11 @@ def begin(
             raise unknown(f"option of weights '{given.name}'", option, ())
         return None
     balancers.check(given)
+    if getattr(model.latent, "draws", 1) > 1:
+        raise InputError(
+            f"weights='{given.name}' moves the weights of costs of their own, and several draws of "
+            f"a code have one cost, the bound; use weights='balanced' or 'equal', or draws=1"
+        )
     if len(model.outputs) == 1:
         reasons.append(f"weights '{given.name}' have nothing to balance: there is one output")
         return None

@@ -25,6 +25,7 @@ from refold.training.plan import Plan
 from refold.types import Batch, Code
 
 Row = dict[str, float]
+ROOM = 256  # costs of steps kept side by side at first
 DRAWS = 1024  # rows that tell of a model under a corruption that hides
 VALIDATION_ROWS = 8192  # rows in one forward pass of the evaluation
 VALIDATION_NUMBERS = 1 << 24  # and numbers, where the outputs are wider than 2,048
@@ -176,6 +177,7 @@ def fit(
             best = {k: v.detach().clone() for k, v in model.state_dict().items()}
         if plateau is not None:
             plateau.step(figure)
+            set_rates(optimizers, optimizer.param_groups[0]["lr"] / optimizers[0][1])
         notify(row)
         return plan.patience is None or waited < plan.patience
 
@@ -311,10 +313,14 @@ def set_rates(optimizers: list[tuple[Optimizer, float]], rate: float) -> None:
 
 
 class Totals:
-    """Costs of every batch, left on the device until somebody reads them."""
+    """Costs of every batch, left on the device until somebody reads them.
+
+    They are copied side by side: a scalar that outlived its step would lie between the step's large
+    tensors, and the heap would grow, page by page, for want of a free block as large as the last.
+    """
 
     def __init__(self) -> None:
-        self.values: dict[str, list[Tensor]] = {}
+        self.values: dict[str, Tensor] = {}
         self.factors: dict[str, list[float]] = {}
         self.rows = 0
 
@@ -322,15 +328,20 @@ class Totals:
         """Keep a batch's costs, without waiting for the device."""
         self.rows += rows
         for name, (value, factor) in costs.items():
-            self.values.setdefault(name, []).append(value.detach())
-            self.factors.setdefault(name, []).append(factor * rows)
+            factors = self.factors.setdefault(name, [])
+            if not factors:
+                self.values[name] = value.new_empty(ROOM)
+            elif len(factors) == len(self.values[name]):
+                full = self.values[name]
+                self.values[name] = torch.cat([full, torch.empty_like(full)])
+            self.values[name].select(0, len(factors)).copy_(value.detach())
+            factors.append(factor * rows)
 
     def means(self) -> Row:
         """Mean over the rows of each term, and of their sum as ``loss``; empty without rows."""
         means = {
-            k: float(torch.stack(v).cpu().double() @ torch.tensor(self.factors[k]).double())
-            / self.rows
-            for k, v in self.values.items()
+            k: float(self.values[k][: len(v)].cpu().double() @ torch.tensor(v).double()) / self.rows
+            for k, v in self.factors.items()
         }
         return {"loss": sum(means.values()), **means} if means else {}
 

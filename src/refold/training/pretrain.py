@@ -18,6 +18,7 @@ from refold.fusion import LinearPath
 from refold.model import Model
 from refold.training.fit import Progress, Run, Watch, fit
 from refold.training.plan import Plan
+from refold.training.start import start_latent
 from refold.types import Batch, Code
 
 LAYERWISE = "layerwise"  # how users name what is done here
@@ -148,6 +149,8 @@ def fit_layerwise(
     whole, done = Run(phases=(*(p.name for p in parts), "all layers")), 0
     for index, phase in enumerate([*parts, Phase("all layers", model, (model,))]):
         final = index == len(parts)
+        if phase.module is model and index and parts[index - 1].module is not model:
+            start_latent(model, train)  # what it first met came through layers that knew nothing
         if final and loosen:
             untie(model)
         steps = plan.steps - done if final else each

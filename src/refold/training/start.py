@@ -173,7 +173,11 @@ def start_latent(model: Model, rows: Batch) -> None:
     if model.references is not None:
         model.references.start(rows)
     sample = rows.rows(slice(None, None, max(1, len(rows) // ENOUGH)))
-    model.latent.begin(model.hidden(sample)[0], len(rows))
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    h = model.hidden(sample)[0]
+    for buffer, before in kept:  # statistics of norms are of training alone, or of frozen layers
+        buffer.copy_(before)
+    model.latent.begin(h, len(rows))
 
 
 def can_start_pca(model: Model) -> bool:

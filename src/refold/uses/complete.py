@@ -19,6 +19,7 @@ from refold.errors import InputError, unknown
 from refold.fields import Binary, Distribution, Field, Numeric, Ordinal, Series, Vector
 from refold.fields.base import scalar
 from refold.fields.category import Classes
+from refold.latents import Variational
 from refold.model import Model
 from refold.ops.segments import segment_argmax
 from refold.table import Column, Table, compute, is_list
@@ -228,29 +229,64 @@ def untold(model: Model, rows: Batch) -> list[str]:
 
 
 def refuse_pointlike(model: Model, schema: Schema, columns: Collection[str]) -> None:
-    """Refuse to draw values where a likelihood has no spread and the code has none either."""
-    if model.latent.generative:
+    """Refuse to draw values where neither the code is drawn nor what it gives.
+
+    A code that a penalty pulled to a prior as a whole is one value for each row all the same.
+    """
+    if isinstance(model.latent, Variational):
         return
+    other = (
+        "fit with recipe='vae'" if model.latent.generative else
+        f"fit with recipe='imputation', some rows held out, on rows of at most {WIDEST} numbers "
+        f"and levels"
+    )  # fmt: skip
     for k in _fields(schema, columns):
         if not model.likelihoods[k].spreads:
-            able = "gaussian, laplace or student"
             raise InputError(
                 f"values of '{k}' cannot be drawn: its likelihood has no spread of its own; give "
-                f"its field a likelihood that has ({able}), or fit with recipe='imputation', some "
-                f"rows held out, on rows of at most {WIDEST} numbers and levels"
+                f"its field a likelihood that has (gaussian, laplace or student), or {other}"
             )
+        if schema.fields[k].smooth:
+            raise InputError(
+                f"values of '{k}' cannot be drawn: they are given by their mean, and the code of a "
+                f"row is always the same; fit with recipe='vae'"
+            )
+
+
+def refuse_pointlike_beside(given: Table, model: Model, schema: Schema) -> None:
+    """Refuse to draw what ``given`` leaves open, as :func:`refuse_pointlike` does."""
+    learnt = [c for f in schema.fields.values() if not f.given for c in f.columns]
+    whole = {c for c, column in given.columns.items() if not missing(column).any()}
+    refuse_pointlike(model, schema, [c for c in learnt if c not in whole])
 
 
 @torch.inference_mode()
 def drawn(model: Model, rows: Batch, schema: Schema, n: int) -> dict[str, Tensor]:
-    """Draw ``n`` rows for each row: its code from the posterior, each output given that code."""
-    repeated = torch.arange(len(rows)).repeat_interleave(n)
+    """Draw ``n`` rows for each row: its code from the posterior, each output given that code.
+
+    Of a row in which nothing is known, the code is drawn from the prior.
+    """
+    rows = rows.rows(torch.arange(len(rows)).repeat_interleave(n))
     with drawing(model):
         parts = [
             {k: v[:count] for k, v in inference.draws(model, o.params, schema).items()}
-            for o, count in inference.outputs(model, rows.rows(repeated), schema)
+            for o, count in inference.outputs(model, rows, schema)
         ]
-    return inference.joined(parts)
+    found = inference.joined(parts)
+    blank = unknown_rows(model, rows)
+    if model.latent.generative and not model.skipping and len(blank):
+        z = model.latent.sample(len(blank))
+        new = [inference.draws(model, p, schema) for p in inference.decode(model, z)]
+        for name, values in inference.joined(new).items():
+            found[name][blank] = values
+    return found
+
+
+def unknown_rows(model: Model, rows: Batch) -> Tensor:
+    """Positions of the rows in which no input is known."""
+    seen = [rows.observed[k] for k in model.inputs]
+    known = [torch.ones(len(rows), dtype=torch.bool) if s is None else s.any(1) for s in seen]
+    return (~torch.stack(known).any(0)).nonzero().flatten()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from refold.data.schema import Schema
 from refold.errors import InputError
 from refold.latents import Variational, latents
 from refold.likelihoods import Bernoulli, Likelihood, likelihoods
+from refold.likelihoods.beta import SQUEEZE
 from refold.model import Model
 from refold.types import Batch
 
@@ -23,12 +24,12 @@ ROWS = 64  # rows whose codes are drawn together
 # What a cost in nats lacks of minus a log-density, for each observed entry.
 CONSTANTS: Mapping[str, float] = {
     "bernoulli": 0.0,
-    "beta": 0.0,
+    "beta": math.log(SQUEEZE / (SQUEEZE - 1.0)),
     "categorical": 0.0,
     "gaussian": 0.0,
     "l1": math.log(2.0),
     "laplace": 0.0,
-    "logistic": 0.0,
+    "logistic_mixture": 0.0,
     "mse": 0.5 * math.log(2.0 * math.pi),
     "negative_binomial": 0.0,
     "ordinal": 0.0,
