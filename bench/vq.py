@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mnist import Mnist
 
 import refold
+from mnist import Mnist
 from refold.ops.usage import perplexity, usage
 
 CODES = 512

@@ -69,6 +69,8 @@ def assemble(schema: Schema, rows: Batch, wishes: Wishes) -> Assembly:
     check_kinds(name, recipe, schema)
     if wishes.recipe is None:
         reasons.append(f"recipe '{name}': the default for this data")
+    if recipe.targets and not schema.targets:
+        reasons.append(f"recipe '{name}' is for labels, and no column is a target: it learns none")
     pretrain = wishes.pretrain or recipe.pretrain
     if pretrain is not None:
         recipe = replace(recipe, linear=False)  # the layers' start is what was trained before

@@ -28,9 +28,10 @@ from refold.data.schema import Override, Schema
 from refold.data.sources import read
 from refold.data.sources.memory import is_ragged
 from refold.errors import InputError, unknown
+from refold.fusion import Lateral
 from refold.hints import expectation, fits
 from refold.latents import Discrete, Latent, latents
-from refold.learn import Course, learn
+from refold.learn import Course, collapsed, learn
 from refold.penalties import Penalty
 from refold.table import Table
 from refold.training.fit import Progress, Watch
@@ -257,6 +258,9 @@ class Autoencoder(TransformerMixin, BaseEstimator):
                 InputWarning,
                 stacklevel=3,
             )
+        sentence = collapsed(self.model_.latent, self.run_)
+        if sentence is not None:
+            warnings.warn(sentence, InputWarning, stacklevel=3)
         if self.run_.stopped == "interrupted":
             warnings.warn("training was interrupted: the best model so far is kept", stacklevel=3)
         return self
@@ -315,11 +319,20 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         self._refuse_skips("unfolded")
         given = np.asarray(X)
-        if given.dtype.kind in "iu" and isinstance(self.model_.latent, Discrete):
-            device = self.model_.fusion.last_bias().device
-            z = self.model_.latent.lookup(torch.as_tensor(given.astype(np.int64), device=device))
-        else:
-            z = torch.as_tensor(given.astype(np.float32))
+        if isinstance(self.model_.latent, Discrete):
+            if given.dtype.kind == "f" and given.size and looks_whole(given):
+                raise InputError(
+                    f"these look like indices, but they are of type {given.dtype}; give whole "
+                    f"numbers, as in codes.astype(int)"
+                )
+            if given.dtype.kind in "iu":
+                device = self.model_.fusion.last_bias().device
+                given = self.model_.latent.lookup(
+                    torch.as_tensor(given.astype(np.int64)).to(device)
+                )
+        z = torch.as_tensor(given).float()
+        if not bool(z.isfinite().all()):
+            raise InputError("some codes are NaN or infinite; give finite numbers")
         if z.ndim != 2 or z.shape[1] != self.spec_.size:
             raise InputError(
                 f"codes have shape {tuple(z.shape)}; expected (n, {self.spec_.size}), as transform "
@@ -793,6 +806,12 @@ class Autoencoder(TransformerMixin, BaseEstimator):
 
     def _refuse_skips(self, what: str) -> None:
         """Refuse uses of the code alone where the decoder sees more than the code."""
+        if self.model_.skipping and isinstance(self.model_.fusion, Lateral):
+            raise InputError(
+                f"rows cannot be {what}: the decoder of a '{self.spec_.fusion.name}' also takes "
+                f"what its encoder met in every layer, so a code is not the whole of a row; use "
+                f"predict, reconstruct or encoder, or another recipe"
+            )
         if self.model_.skipping:
             raise InputError(
                 f"rows cannot be {what}: the decoder of '{self.model_.skipping[0]}' also takes "
@@ -860,6 +879,11 @@ class Autoencoder(TransformerMixin, BaseEstimator):
                 f"epoch {row['epoch']:6.1f}  train {row.get('train_loss', float('nan')):.5g}  "
                 f"held out {row['valid_loss']:.5g}  {progress.rows_per_second:,.0f} rows/s"
             )
+
+
+def looks_whole(codes: NDArray[np.floating]) -> bool:
+    """Whether codes are whole numbers, some above 1, as indices are and entries of books hardly."""
+    return bool((codes == codes.round()).all() and codes.max() > 1)
 
 
 def one_row(given: Mapping[str, Any], schema: Schema) -> Mapping[str, Any]:

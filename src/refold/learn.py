@@ -44,6 +44,7 @@ from refold.uses.local import Local
 
 ORDERED = 64  # sizes of prefixes that are judged, spread over all where there are more
 TENTH = 10  # one in so many units active, or a posterior is said to have collapsed
+SPLIT = 7_265_666  # has the draw of held-out rows differ from others of the same seed
 SMALLEST = 20  # rows below which none are held out
 PLAIN = {"optimizer": "adamw", "min_delta": 1e-5}  # what the estimator says where the user does not
 
@@ -130,6 +131,8 @@ def learn(
     wanted = {k: v for k, v in usual.items() if k in course.plan}
     plan = Plan.choose(len(train_at), **{**course.plan, **wanted, **given})
     reasons = list(chosen.reasons)
+    if course.plan.get("labelled") and not schema.targets:
+        reasons.append("labelled has no effect: no column is a target")
     solved = _is_solved(chosen, model, every, course)
     if solved:
         plan = plan.without_steps()
@@ -169,7 +172,6 @@ def learn(
         return run
 
     run = train_on(model, train, held, course.seed, watch, reasons)
-    reasons += collapsed(model.latent, run)
     members: list[Model] = []
     for seed in range(course.seed + 1, course.seed + usual.get("members", 1)):
         if run.stopped == "interrupted":
@@ -214,20 +216,20 @@ def learn(
     )
 
 
-def collapsed(latent: Latent, run: Run) -> list[str]:
+def collapsed(latent: Latent, run: Run) -> str | None:
     """Say where a posterior has become the prior in most entries of a code, and what to do."""
     active = run.best.get("active_units")
     if not isinstance(latent, Variational) or active is None or active >= latent.size / TENTH:
-        return []
+        return None
     ways = ["use a smaller latent or beta"]
     if hasattr(latent, "warmup"):
         ways.append("let it grow in (warmup=0.3)")
     if hasattr(latent, "free_bits"):
         ways.append("give units free bits (free_bits=0.1)")
-    return [
+    return (
         f"the posterior has collapsed: {active:.0f} of {latent.size} units of the code are active; "
         f"{', or '.join(ways)}"
-    ]
+    )
 
 
 def usual_training(recipe: str, rows: int, schema: Schema) -> dict[str, Any]:
@@ -245,8 +247,12 @@ def held_share(course: Course, rows: int) -> float:
 
 
 def split(n: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Seeded positions of training rows and of held-out rows; none below 20 rows."""
-    order = np.random.default_rng(seed).permutation(n)
+    """Seeded positions of training rows and of held-out rows; none below 20 rows.
+
+    The draw is none that a user makes with the same seed: rows chosen that way, to be the few with
+    labels, would all be held out.
+    """
+    order = np.random.default_rng((SPLIT, seed)).permutation(n)
     held = 0 if n < SMALLEST else min(round(share * n), n - 2)
     return np.sort(order[held:]), np.sort(order[:held])
 

@@ -13,7 +13,7 @@ def vae() -> Recipe:
 
     Kingma & Welling, Auto-Encoding Variational Bayes, 2013 (arXiv:1312.6114).
     """
-    return Recipe(latent="gaussian", likelihoods=DENSITIES)
+    return Recipe(latent="gaussian(warmup=0.3)", likelihoods=DENSITIES)
 
 
 @recipe
@@ -22,7 +22,7 @@ def beta_vae() -> Recipe:
 
     Higgins et al., beta-VAE, 2017.
     """
-    return Recipe(latent="gaussian(beta=4.0)", likelihoods=DENSITIES)
+    return Recipe(latent="gaussian(beta=4.0, warmup=0.3)", likelihoods=DENSITIES)
 
 
 @recipe
@@ -67,7 +67,7 @@ def vampprior() -> Recipe:
 
     Tomczak & Welling, VAE with a VampPrior, 2018 (arXiv:1705.07120).
     """
-    return Recipe(latent="vamp", likelihoods=DENSITIES)
+    return Recipe(latent="vamp(warmup=0.3)", likelihoods=DENSITIES)
 
 
 @recipe
@@ -76,7 +76,7 @@ def mixture() -> Recipe:
 
     Dilokthanakul et al., Deep Unsupervised Clustering with GM-VAEs, 2016 (arXiv:1611.02648).
     """
-    return Recipe(latent="mixture", likelihoods=DENSITIES)
+    return Recipe(latent="mixture(warmup=0.3)", likelihoods=DENSITIES)
 
 
 @recipe
@@ -86,4 +86,4 @@ def flow() -> Recipe:
     Kingma et al., Improving Variational Inference with Inverse Autoregressive Flow, 2016
     (arXiv:1606.04934).
     """
-    return Recipe(latent="flow", likelihoods=DENSITIES)
+    return Recipe(latent="flow(warmup=0.3)", likelihoods=DENSITIES)

@@ -136,6 +136,7 @@ def fit(
     anchor = 0.0  # the loss from which patience counts: small improvements add up
     lowest = 0.0  # that of the best weights
     totals = Totals()
+    grown = plan.steps * max((getattr(m, "warmup", 0.0) for m in model.modules()), default=0.0)
     anchors = labelled(model, train) if plan.labelled else None
     joining = 0 if anchors is None else min(plan.labelled, len(anchors))
     for body in bodies(model):
@@ -171,7 +172,7 @@ def fit(
         if not run.best or figure < anchor - plan.min_delta * abs(anchor):
             anchor, waited = figure, 0
         else:
-            waited += 1
+            waited += step >= grown  # until then it learns by other costs than it is judged by
         if not run.best or figure < lowest:
             run.best, lowest = row, figure
             best = {k: v.detach().clone() for k, v in model.state_dict().items()}

@@ -23,6 +23,7 @@ ENOUGH = 20  # held-out rows that tell how far to trust an entry's neighbours
 NEAR = 40
 NUGGET = 0.1
 QUERIES = 256
+CONSTANT = 1e-3  # share of the mean variance below which an entry counts as constant
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ class Local:
     def sentence(self) -> str:
         """Say in words how well entries of rows held out come back when they are hidden."""
         numbers = self.right.isnan() & (self.spread > 0)
-        variance = self.rows.var(0).clamp_min(1e-12)
+        variance = self.rows.var(0)
+        numbers &= variance > CONSTANT * variance.mean()
         kept = (1.0 - self.spread.square() / variance)[numbers]
         said = [f"numbers with {float(kept.mean()):.1%} of their variance"] if len(kept) else []
         classes = self.right[~self.right.isnan()]

@@ -139,6 +139,13 @@ def health_of(ae: Autoencoder) -> Figure:
         caption = "Units that were zero in every row,"
         panels.append(Panel(draw.line_chart(chart, BOTTOM), *SIZE, caption, final))
     panels += _posterior(ae, phases)
+    varied = [(r["step"], r["perplexity"]) for r in history if "perplexity" in r]
+    if len(varied) > 1:
+        curve = ("held", [s for s, _ in varied], [v for _, v in varied])
+        chart = line_chart("perplexity", [curve], box=BOX, phases=phases, floor=0.0)
+        used = history[best_row(history)]["usage"]
+        marks = draw.line_chart(chart, BOTTOM)
+        panels.append(Panel(marks, *SIZE, "Perplexity of the book,", f"{used:.0%} of it in use"))
     return Figure("Health of training", tuple(panels), "", tuple(keys), tile=19, columns=2)
 
 
