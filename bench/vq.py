@@ -41,7 +41,7 @@ def main() -> None:
                 seed=seed,
             ).fit(data.train[: asked.rows])
             numbers = torch.from_numpy(ae.transform(data.test, indices=True))
-            varied, used = perplexity(numbers, CODES), usage(numbers, CODES)
+            varied, used = perplexity(numbers), usage(numbers, CODES)
             error = float(np.mean((ae.reconstruct(data.test) - data.test) ** 2))
             found.append((varied, used, error))
             print(

@@ -354,6 +354,7 @@ TYPED = {
     "lr=nan": "a number",
     "lr=True": "a number",
     "epochs=abc": "a whole number",
+    "labelled=some": "a whole number",
     "epochs=1.5": "a whole number",
     "epochs=True": "a whole number",
     "batch_size=big": "a whole number",

@@ -164,7 +164,7 @@ def test_the_code_size_is_chosen_from_the_data_and_said():
         ({"lr": 0.0}, "above 0"),
         ({"weights": "fair"}, "unknown weights"),
         ({"weights": {"y": 2.0}}, "unknown field in weights"),
-        ({"penalties": ["contractive"]}, "unknown penalty"),
+        ({"penalties": ["contractiv"]}, "unknown penalty.*contractive"),
         ({"fields": {"z": "numeric"}}, "unknown column 'z'"),
         ({"hidden": (0,)}, "hidden, stage 1: width is 0"),
     ],

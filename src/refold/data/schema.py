@@ -87,7 +87,11 @@ class Schema:
             # A level seen in any row is known; scales come from the training rows alone.
             source = table.columns if isinstance(own, Classes) else training
             name = names[0] if len(names) == 1 else kind_of(own)
-            fitted[_free(block or name, fitted)] = own.fit(source)
+            try:
+                fitted[_free(block or name, fitted)] = own.fit(source)
+            except InputError:
+                own.fit(table.columns)  # which names a faulty row by its place among all
+                raise
         if not fitted:
             reasons = "; ".join(f"'{k}' {a.reason}" for k, a in aside.items())
             raise InputError(f"no column is left to learn from: {reasons or 'the data has none'}")
