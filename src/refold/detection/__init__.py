@@ -1,0 +1,1 @@
+"""Judging rows that are new: detectors, discoveries among many, drift of the whole."""
