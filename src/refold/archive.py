@@ -13,6 +13,9 @@ from torch import nn
 from refold.backbones.tied import ties
 from refold.data.corruptions import Corruption, corruptions
 from refold.data.schema import Schema
+from refold.detection.calibration import Calibration
+from refold.detection.detector import Detector
+from refold.detection.drift import Reference
 from refold.fields import Field
 from refold.latents import Latent, latents
 from refold.model import Model
@@ -22,7 +25,6 @@ from refold.penalties import Penalty, penalties
 from refold.spec import ModelSpec
 from refold.training.fit import Run
 from refold.training.plan import Plan
-from refold.uses.anomaly import Calibration
 from refold.uses.inspect import Quality
 from refold.uses.local import Local
 from refold.version import VERSION
@@ -50,6 +52,7 @@ def pack(ae: Autoencoder) -> Saved:
         "notes": list(ae.notes_),
         "rows": ae.n_rows_,
         "held_out": ae.calibration_.held_out,
+        "evidence": [str(spec) for spec in ae.detector_.specs],
         "n_features": getattr(ae, "n_features_in_", None),
         "feature_names": [str(n) for n in getattr(ae, "feature_names_in_", ())],
     }
@@ -58,7 +61,8 @@ def pack(ae: Autoencoder) -> Saved:
         weights |= {f"member{i}.{k}": v.cpu() for k, v in member.state_dict().items()}
     config["turned"] = [k for k, v in weights.items() if v.ndim == 2 and not v.is_contiguous()]
     local = {} if ae.local_ is None else ae.local_.tensors()
-    calibration = {**ae.calibration_.tensors(), **local}
+    learnt = {**ae.detector_.tensors(), **ae.reference_.tensors()}
+    calibration = {**ae.calibration_.tensors(), **local, **learnt}
     return Saved(config, weights, ae.history_, calibration)
 
 
@@ -89,6 +93,9 @@ def unpack(saved: Saved, ae: Autoencoder) -> None:
         seconds=run["seconds"],
     )
     ae.calibration_ = Calibration.from_tensors(saved.calibration, config["held_out"])
+    ae.detector_ = Detector.from_tensors(saved.calibration, config.get("evidence", ()))
+    ae.detector_.to(ae.model_.fusion.last_bias().device)
+    ae.reference_ = Reference.from_tensors(saved.calibration) or Reference({})
     ae.local_ = Local.from_tensors(saved.calibration)
     ae.recipe_ = config["recipe"]
     ae.reasons_, ae.notes_ = tuple(config["reasons"]), tuple(config["notes"])

@@ -55,6 +55,7 @@ class Assembly:
     """
 
     recipe: str
+    parts: Recipe
     spec: ModelSpec
     principal: Principal
     pretrain: str | None
@@ -65,7 +66,8 @@ def assemble(schema: Schema, rows: Batch, wishes: Wishes) -> Assembly:
     """Decide every part and size; raises :class:`InputError` for what cannot be."""
     reasons: list[str] = []
     name = wishes.recipe or default_recipe(schema)
-    recipe = get(name)
+    recipe = get(name, [kind_of(schema.fields[k]) for k in folded(schema)])
+    parts = recipe
     check_kinds(name, recipe, schema)
     if wishes.recipe is None:
         reasons.append(f"recipe '{name}': the default for this data")
@@ -94,7 +96,7 @@ def assemble(schema: Schema, rows: Batch, wishes: Wishes) -> Assembly:
         direct = encoded_width(schema, heads, spines, corruption)
     body = dict(recipe.body(len(rows), entries) if recipe.body is not None else {})
     answer = coded_answer(schema, heads, spines)
-    most = body["hidden"][0] if body else direct
+    most = body.pop("size", body["hidden"][0]) if body else direct
     if recipe.answered and answer:
         most = heads[answer].width
     latent, size = decide_latent(wishes.latent, recipe, principal, entries, tokens, most, reasons)
@@ -130,7 +132,7 @@ def assemble(schema: Schema, rows: Batch, wishes: Wishes) -> Assembly:
         corruption=corruption,
         penalties=decide_penalties(wishes.penalties, recipe, latent),
     )
-    return Assembly(name, spec, principal, pretrain, tuple(reasons))
+    return Assembly(name, parts, spec, principal, pretrain, tuple(reasons))
 
 
 def default_recipe(schema: Schema) -> str:

@@ -27,6 +27,7 @@ from refold.data.pairs import is_paired, stacked
 from refold.data.schema import Override, Schema
 from refold.data.sources import read
 from refold.data.sources.memory import is_ragged
+from refold.detection import Calibration, Detector, Evidence, Reference, Rule, causes, judge
 from refold.errors import InputError, unknown
 from refold.fusion import Lateral
 from refold.hints import expectation, fits
@@ -38,7 +39,6 @@ from refold.training.fit import Progress, Watch
 from refold.training.pretrain import LAYERWISE
 from refold.types import Batch
 from refold.uses import complete, interpolate, traverse
-from refold.uses.anomaly import Calibration
 from refold.uses.encoder import encoder_module
 from refold.uses.inspect import squared_errors
 from refold.uses.likelihood import log_likelihood
@@ -46,6 +46,7 @@ from refold.uses.steps import step_errors
 from refold.uses.supervise import EncoderClassifier
 from refold.uses.truncate import truncated, truncated_quality
 
+FEWEST = 10  # rows that others can be compared with
 MOST = 1_000_000_000  # epochs, rows of a batch, evaluations: beyond, something was mistyped
 NAMED = ("n_features_in_", "feature_names_in_")  # set while rows are read, before learning
 PLANNED = (
@@ -111,6 +112,13 @@ class Autoencoder(TransformerMixin, BaseEstimator):
     validation : float
         Share of the rows held out to choose the best weights and to calibrate scores; below 20
         rows none are.
+    evidence : sequence, optional
+        How rows are found unusual, by name or object: ``("errors", "neighbours(space='code')")``.
+        Not given: as the recipe says, else by their cost in the objective alone.
+    contamination : float, optional
+        Share of the rows that are believed to be anomalies themselves: as many are not learnt
+        from, and less is made of few rows that are alike. 0: the rows are known to be clean. Not
+        given: some may be anomalies, and none is left out.
     labelled : int, optional
         How many rows with a known target join every batch, for tables in which few have one; not
         given: as the recipe says, else none.
@@ -126,7 +134,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
 
     Attributes
     ----------
-    model_, schema_, spec_, plan_, history_, quality_, calibration_, reasons_, notes_
+    model_, schema_, spec_, plan_, history_, quality_, detector_, calibration_, reasons_, notes_
 
     Examples
     --------
@@ -159,6 +167,8 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         validation: float = 0.1,
         patience: int | None = None,
         min_delta: float = 1e-5,
+        evidence: Sequence[str | Evidence] | None = None,
+        contamination: float | None = None,
         labelled: int | None = None,
         precision: str = "auto",
         device: str = "auto",
@@ -184,6 +194,8 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         self.validation = validation
         self.patience = patience
         self.min_delta = min_delta
+        self.evidence = evidence
+        self.contamination = contamination
         self.labelled = labelled
         self.precision = precision
         self.device = device
@@ -248,6 +260,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         self.model_, self.plan_, self.run_ = learnt.model, learnt.plan, learnt.run
         self.history_ = learnt.run.history
         self.quality_, self.calibration_ = learnt.quality, learnt.calibration
+        self.detector_, self.reference_ = learnt.detector, learnt.reference
         self.local_, self.members_ = learnt.local, learnt.members
         self.reasons_, self.notes_ = learnt.reasons, learnt.notes
         self.n_rows_ = len(table)
@@ -290,6 +303,8 @@ class Autoencoder(TransformerMixin, BaseEstimator):
             seed=self.seed,
             bfloat16=self.precision == "bfloat16",
             float32=self.precision == "float32",
+            evidence=self.evidence,
+            contamination=self.contamination,
             plan={k: getattr(self, k) for k in PLANNED},
         )
 
@@ -450,18 +465,16 @@ class Autoencoder(TransformerMixin, BaseEstimator):
 
     @torch.inference_mode()
     def score_samples(self, X: Any) -> NDArray[np.float64]:
-        """How normal each row is, ``[n]``: minus its weighted cost; higher is more normal.
+        """How normal each row is, ``[n]``; higher is more normal.
 
-        With ``weights="equal"`` the cost is in nats. A target costs where its value is there.
+        With evidence, as in ``recipe="anomaly"``, minus how unusual the row is: of -1 where it is
+        as rows of training are, of -2 where it is twice as far from what is expected. Else minus
+        its weighted cost, in nats with ``weights="equal"``; a target costs where its value is
+        there.
         """
         check_is_fitted(self)
-        scores = [
-            o.score[:count].double().cpu()
-            for o, count in inference.outputs(
-                self.model_, self._encode(self._read(X)), self.schema_
-            )
-        ]
-        return -torch.cat(scores).numpy()
+        rows = self._encode(self._read(X))
+        return -judge.scores(self.model_, self.detector_, rows, self.schema_).numpy()
 
     def log_likelihood(
         self, X: Any, samples: int = 5000, seed: int | None = None
@@ -491,31 +504,111 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         """Mean of :meth:`score_samples`, so that a search can maximise it."""
         return float(self.score_samples(X).mean())
 
-    def anomalies(self, X: Any, alpha: float = 0.01) -> Any:
+    def anomalies(
+        self,
+        X: Any,
+        alpha: float | None = None,
+        *,
+        share: float | None = None,
+        expected: float | None = None,
+        discoveries: float | None = None,
+    ) -> Any:
         """Judge each row: ``score``, ``p_value``, ``is_anomaly`` and ``cause``, as a frame.
 
-        ``p_value`` is the rank of the row's score among those of held-out rows; a row is an
-        anomaly where it is at most ``alpha``; a warning says when so few rows were held out that
-        none can be. ``cause`` is the column, entry or pixel with the largest share of the score.
+        ``p_value`` is the rank of the row's score among those of held-out rows. Anomalies are rows
+        with a p-value up to ``alpha`` (0.01 unless said, a false-positive rate), or the most
+        unusual ``share`` of the rows of ``X``, or so few that ``expected`` false alarms are to be
+        expected among them, or ``discoveries`` of which on average at most such a share is none;
+        see :class:`refold.detection.Rule`. A warning says when so few rows were held out that none
+        can be flagged. ``cause`` is the column, entry or pixel with the largest share of the score;
+        :meth:`explain` says more.
         """
         table = self._read(X)
-        return frame(self.judge(table, alpha), table.container)
+        judged = self.judge(table, alpha, share=share, expected=expected, discoveries=discoveries)
+        return frame(judged, table.container)
 
-    def judge(self, X: Any, alpha: float = 0.01) -> dict[str, NDArray[np.generic]]:
+    def judge(
+        self,
+        X: Any,
+        alpha: float | None = None,
+        *,
+        share: float | None = None,
+        expected: float | None = None,
+        discoveries: float | None = None,
+    ) -> dict[str, NDArray[np.generic]]:
         """Columns of :meth:`anomalies` as plain arrays."""
         check_is_fitted(self)
-        if not 0 < alpha < 1:
-            raise InputError(f"alpha is {alpha}; it must lie between 0 and 1")
+        rule = Rule(alpha, share, expected, discoveries)
+        rows = self._encode(self._read(X))
         least, compared = self.calibration_.smallest, len(self.calibration_.scores)
-        if least > alpha:
+        level = rule.level(len(rows))
+        if least > level:
             warnings.warn(
-                f"no row can be an anomaly at alpha {alpha:g}: {compared} rows to compare with "
+                f"no row can be an anomaly at alpha {level:.2g}: {compared} rows to compare with "
                 f"give p-values from {least:.2g}; use a larger alpha or fit on more rows",
                 InputWarning,
                 stacklevel=2,
             )
+        return judge.judge(self.model_, self.detector_, self.calibration_, rows, self.schema_, rule)
+
+    def explain(self, X: Any, top: int = 3) -> Any:
+        """Say of each row what raised its score, as a frame of ``top`` causes a row.
+
+        Columns: ``row`` (its position), ``cause`` (the column, entry or pixel; of a series the
+        steps from the first to the last, ``name[40:52]``), the value ``seen`` there and the one
+        ``expected`` given the rest of the row (means over steps), the ``share`` of the row's score
+        and its ``p_value``, the share of held-out rows in which that entry adds as much. Causes of
+        a row are in order, the first that of :meth:`anomalies`.
+
+        >>> import numpy as np
+        >>> X = np.random.default_rng(0).normal(size=(300, 1)) @ np.ones((1, 4))
+        >>> X[0, 2] += 6
+        >>> ae = Autoencoder(recipe="anomaly", epochs=2).fit(X[1:])
+        >>> str(ae.explain(X[:1], top=1)["cause"][0])
+        'x2'
+        """
+        check_is_fitted(self)
+        if not fits(top, int) or not 1 <= top <= MOST:
+            raise InputError(f"asked for {top!r} causes; ask for a whole number, 1 or more")
+        table = self._read(X)
+        rows = self._encode(table)
+        found = causes.explain(
+            self.model_, self.detector_, self.calibration_, rows, self.schema_, top, table
+        )
+        return frame(found, table.container)
+
+    def contributions(self, X: Any) -> dict[str, NDArray[np.float32]]:
+        """What every entry adds to minus :meth:`score_samples`, by field ``{name: [n, *shape]}``.
+
+        Of images this is a heat map, of series one number per step. With evidence, as in
+        ``recipe="anomaly"``, they add up to the score; without, the costs of the code join them.
+        """
+        check_is_fitted(self)
         rows = self._encode(self._read(X))
-        return self.calibration_.judge(self.model_, rows, self.schema_, alpha)
+        added = judge.contributions(self.model_, self.detector_, rows, self.schema_).numpy()
+        names = judge.judged_fields(self.model_, self.detector_)
+        ends = np.cumsum([rows.x[k][0].numel() for k in names])
+        parts = np.split(added, ends[:-1], axis=1)
+        return {k: p.reshape(rows.x[k].shape) for k, p in zip(names, parts, strict=True)}
+
+    def recalibrate(self, X: Any) -> Self:
+        """Compare later rows with these, which are clean and were not learnt from.
+
+        P-values, flags and the reports of drift are then those of the new rows; scores stay.
+        Raises :class:`InputError` below ten rows, which nothing can be compared with.
+        """
+        check_is_fitted(self)
+        rows = self._encode(self._read(X))
+        if len(rows) < FEWEST:
+            raise InputError(
+                f"got {len(rows)} rows to compare with; give {FEWEST} or more, 99 for an alpha of "
+                f"0.01"
+            )
+        self.calibration_ = Calibration.of(
+            self.model_, self.detector_, rows, self.schema_, held_out=True
+        )
+        self.reference_ = Reference.of(rows, self.schema_, rows)
+        return self
 
     def squared_error(self, X: Any) -> float:
         """Mean over rows of the squared reconstruction error, in the model's own scale.
@@ -669,6 +762,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
             smaller.model_ = truncated(self.model_, self.spec_, self.schema_, size)
         smaller.quality_ = truncated_quality(self.quality_, size)
         smaller.local_, smaller.members_ = None, ()
+        smaller.detector_ = Detector()
         known = self.calibration_
         smaller.calibration_ = replace(
             known,
@@ -676,10 +770,13 @@ class Autoencoder(TransformerMixin, BaseEstimator):
             bare=known.bare[:0],
             codes=known.codes[:0, :size],
             code_scores=known.scores[:0],
+            parts=known.parts[:0],
         )
         if X is not None:
             rows = self._encode(self._read(X))
-            smaller.calibration_ = Calibration.of(smaller.model_, rows, self.schema_, True)
+            smaller.calibration_ = Calibration.of(
+                smaller.model_, smaller.detector_, rows, self.schema_, True
+            )
         return smaller
 
     def classifier(self, **options: Any) -> EncoderClassifier:
@@ -869,6 +966,11 @@ class Autoencoder(TransformerMixin, BaseEstimator):
             raise InputError(f"tied is '{self.tied}'; expected True, False or 'pretrain'")
         if not 0 <= self.min_delta < 1:
             raise InputError(f"min_delta is {self.min_delta}; give a share in [0, 1)")
+        if self.contamination is not None and not 0 <= self.contamination < 0.5:
+            raise InputError(
+                f"contamination is {self.contamination}; give the share of rows that are "
+                f"anomalies, from 0 (none) to below 0.5"
+            )
         if self.lr is not None and not 0 < self.lr < float("inf"):
             raise InputError(f"lr is {self.lr}; it must be above 0 and finite")
 

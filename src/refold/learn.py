@@ -16,12 +16,13 @@ from refold.assemble import Assembly, Wishes, assemble, folded, with_roles
 from refold.backbones.tied import ties
 from refold.data.corruptions import corruptions
 from refold.data.schema import Override, Schema
+from refold.detection import Calibration, Detector, Evidence, Reference, evidences, scores
 from refold.errors import InputError, unknown
 from refold.hints import fits
 from refold.latents import Latent, Variational
 from refold.model import Model
 from refold.parts import PartSpec
-from refold.recipe import get
+from refold.recipe import Recipe, get
 from refold.spec import ModelSpec
 from refold.table import Table
 from refold.training.balance import begin
@@ -38,7 +39,6 @@ from refold.training.start import (
     start_pca,
 )
 from refold.types import Batch
-from refold.uses.anomaly import Calibration
 from refold.uses.inspect import Quality, prefix_curve, quality
 from refold.uses.local import Local
 
@@ -55,7 +55,8 @@ class Course:
 
     ``start`` is a shallower model to take layers from, and its schema; ``tied`` may be
     ``"pretrain"`` or the pairs to tie; ``bfloat16`` and ``float32`` are False where the user left
-    the precision open; ``plan`` holds the arguments of :meth:`Plan.choose`.
+    the precision open; ``evidence`` is the recipe's where the user named none, ``contamination``
+    the share of rows believed to be anomalies; ``plan`` holds the arguments of :meth:`Plan.choose`.
     """
 
     wishes: Wishes = field(default_factory=Wishes)
@@ -67,6 +68,8 @@ class Course:
     seed: int = 0
     bfloat16: bool = False
     float32: bool = False
+    evidence: Sequence[str | Evidence] | None = None
+    contamination: float | None = None
     plan: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -85,6 +88,8 @@ class Learnt:
     run: Run
     quality: Quality
     calibration: Calibration
+    detector: Detector
+    reference: Reference
     local: Local | None
     members: tuple[Model, ...]
     reasons: tuple[str, ...]
@@ -123,14 +128,23 @@ def learn(
     chosen = assemble(schema, train.targets, _wishes(course))
     loop = _loop(chosen, course)
     model = begun(chosen, schema, train.targets, course, device)
-    usual = usual_training(chosen.recipe, len(train_at), schema)
+    reasons = list(chosen.reasons)
+    if course.contamination:
+        kept = trusted(model, train.targets, schema, course.contamination)
+        reasons.append(
+            f"{len(train_at) - len(kept)} of {len(train_at)} rows are not learnt from, those "
+            f"farthest from groups of others: contamination={course.contamination:g}"
+        )
+        train_at = train_at[kept.cpu().numpy()]
+        train = every.part(train_at, device)
+    usual = usual_training(chosen.parts, len(train_at), schema)
     given = {k: v for k, v in course.plan.items() if v is not None and v != PLAIN.get(k)}
     bfloat16 = course.bfloat16 or (
         usual.pop("precision", "") == "bfloat16" and not course.float32 and fast_bfloat16(device)
     )
     wanted = {k: v for k, v in usual.items() if k in course.plan}
     plan = Plan.choose(len(train_at), **{**course.plan, **wanted, **given})
-    reasons = list(chosen.reasons)
+    plan = replace(plan, last=chosen.parts.last)
     if course.plan.get("labelled") and not schema.targets:
         reasons.append("labelled has no effect: no column is a target")
     solved = _is_solved(chosen, model, every, course)
@@ -190,9 +204,15 @@ def learn(
     if model.latent.ordered or solved:
         curve = prefix_curve(model, judged, schema, chosen.principal, ORDERED)
         figures = replace(figures, curve=curve)
-    calibration = Calibration.of(model, judged, schema, held is not None)
+    named = chosen.parts.evidence if course.evidence is None else course.evidence
+    own = targets.rows(torch.from_numpy(train_at))
+    detector = Detector.learn(
+        [evidences.resolve(e) for e in named], model, own, schema, course.contamination
+    )
+    calibration = Calibration.of(model, detector, judged, schema, held is not None)
+    reference = Reference.of(targets, schema, None if held is None else judged)
     local = None
-    if get(chosen.recipe).local and held is not None:
+    if chosen.parts.local and held is not None:
         local = Local.of(model, targets.rows(torch.from_numpy(train_at)), judged, schema)
         figures = figures if local is None else replace(figures, filled=local.sentence())
     if solved:
@@ -209,11 +229,25 @@ def learn(
         run,
         figures,
         calibration,
+        detector,
+        reference,
         local,
         tuple(members),
         tuple(reasons),
         (*table.notes, *notes),
     )
+
+
+@torch.inference_mode()
+def trusted(model: Model, rows: Batch, schema: Schema, contamination: float) -> torch.Tensor:
+    """Positions of the rows to learn from, where a share of them are believed to be anomalies.
+
+    Those are left out that lie farthest from the nearest of small groups of others: in these,
+    anomalies are rare even where they resemble one another.
+    """
+    detector = Detector.learn([evidences.resolve("neighbours")], model, rows, schema, contamination)
+    order = scores(model, detector, rows, schema).argsort()
+    return order[: max(2, len(rows) - round(contamination * len(rows)))].sort().values
 
 
 def collapsed(latent: Latent, run: Run) -> str | None:
@@ -232,9 +266,9 @@ def collapsed(latent: Latent, run: Run) -> str | None:
     )
 
 
-def usual_training(recipe: str, rows: int, schema: Schema) -> dict[str, Any]:
+def usual_training(recipe: Recipe, rows: int, schema: Schema) -> dict[str, Any]:
     """Return how a recipe trains where the user does not say; empty where it is as usual."""
-    training = get(recipe).training
+    training = recipe.training
     entries = sum(len(schema.fields[k].sizes) for k in folded(schema))
     return {} if training is None else dict(training(rows, entries))
 

@@ -1,1 +1,29 @@
-"""Judging rows that are new: detectors, discoveries among many, drift of the whole."""
+"""Judging rows: evidence that one is unusual, how sure that is, and drift of the whole."""
+
+from refold.detection.base import Evidence, evidences, register
+from refold.detection.calibration import Calibration
+from refold.detection.detector import Detector
+from refold.detection.discoveries import benjamini_hochberg
+from refold.detection.drift import Change, Drift, Reference
+from refold.detection.errors import Errors
+from refold.detection.judge import Rule, contributions, scores
+from refold.detection.neighbours import Neighbours
+from refold.detection.smoothed import Smoothed
+
+__all__ = [
+    "Calibration",
+    "Change",
+    "Detector",
+    "Drift",
+    "Errors",
+    "Evidence",
+    "Neighbours",
+    "Reference",
+    "Rule",
+    "Smoothed",
+    "benjamini_hochberg",
+    "contributions",
+    "evidences",
+    "register",
+    "scores",
+]

@@ -15,5 +15,6 @@ from refold.recipe import ladder as ladder
 from refold.recipe import masked as masked
 from refold.recipe import sequential as sequential
 from refold.recipe import filling as filling
+from refold.recipe import detecting as detecting
 
 __all__ = ["RECIPES", "Recipe", "get", "recipe", "recipes"]

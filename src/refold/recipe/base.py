@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,11 +22,14 @@ class Recipe:
     ``linear`` adds the path on which the principal components start; ``hidden=()`` makes the body
     linear. ``fusion`` names a body other than the dense one, ``pretrain`` how layers are trained
     before all of them are, and ``only`` the kinds of field the recipe is for (none: all). ``body``
-    gives options of the body by the number of rows and entries, the code then as wide as its first
-    layer, and ``training`` arguments of the estimator that the user left out (and ``members``, how
-    many models answer together where gaps are filled); ``held_out`` is how many rows it takes to
+    gives options of the body by the number of rows and entries, the code then of its ``size``, or
+    as wide as its first layer, and ``training`` arguments of the estimator that the user left out
+    (and ``members``, how many models answer together where gaps are filled); ``held_out`` is how
+    many rows it takes to
     judge, where a fifth of all are as many. ``local`` has gaps filled with what rows nearby know
-    besides the network.
+    besides the network. ``evidence`` says how rows are found unusual, where that is more than their
+    cost; ``last`` keeps the weights of the last step (:attr:`Plan.last`). ``suited`` holds other
+    compositions by kind of field, for rows that have no other.
     """
 
     latent: str = "plain"
@@ -48,6 +51,9 @@ class Recipe:
     training: Callable[[int, int], Mapping[str, Any]] | None = None
     held_out: int = 0
     local: bool = False
+    evidence: tuple[str, ...] = ()
+    last: bool = False
+    suited: Mapping[str, Callable[[], Recipe]] = field(default_factory=dict)
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {}
@@ -59,11 +65,12 @@ def recipe(build: Callable[[], Recipe]) -> Callable[[], Recipe]:
     return build
 
 
-def get(name: str) -> Recipe:
-    """Look a recipe up; an unknown name is an error that names the nearest."""
+def get(name: str, kinds: Collection[str] = ()) -> Recipe:
+    """Look a recipe up, for rows of the given kinds; an unknown name names the nearest."""
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
-    return RECIPES[name]()
+    found = RECIPES[name]()
+    return next((found.suited[k]() for k in found.suited if set(kinds) == {k}), found)
 
 
 def recipes() -> dict[str, str]:

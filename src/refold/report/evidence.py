@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from refold import inference
 from refold.data.sources import read
+from refold.detection.judge import Rule, judge
 from refold.errors import InputError
 from refold.estimator import Autoencoder
 from refold.fields import Field
@@ -48,7 +49,9 @@ class Data:
         if len(table) == 0:
             raise InputError("the data holds no rows to report on; give at least one")
         batch, notes = ae.schema_.encode(table)
-        judged: dict[str, Any] = ae.calibration_.judge(ae.model_, batch, ae.schema_, ALPHA)
+        judged: dict[str, Any] = judge(
+            ae.model_, ae.detector_, ae.calibration_, batch, ae.schema_, Rule(ALPHA)
+        )
         order = np.random.default_rng(ae.seed).permutation(len(table))
         rows = np.sort(order[:MOST])
         return cls(

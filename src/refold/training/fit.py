@@ -105,6 +105,8 @@ def fit(
 ) -> Run:
     """Train ``model`` in place, and leave it with the weights that did best on ``held_out``.
 
+    A plan that keeps the ``last`` weights takes all steps, and held-out rows have a say in nothing.
+
     An epoch is one seeded permutation of the rows, selected batch by batch on their device;
     losses stay there until an evaluation reads them. ``inputs`` and ``held_inputs`` are what the
     model sees in place of the rows themselves, which stay the target. History has a row per
@@ -173,14 +175,16 @@ def fit(
             anchor, waited = figure, 0
         else:
             waited += step >= grown  # until then it learns by other costs than it is judged by
-        if not run.best or figure < lowest:
+        if plan.last:
+            run.best = row
+        elif not run.best or figure < lowest:
             run.best, lowest = row, figure
             best = {k: v.detach().clone() for k, v in model.state_dict().items()}
         if plateau is not None:
             plateau.step(figure)
             set_rates(optimizers, optimizer.param_groups[0]["lr"] / optimizers[0][1])
         notify(row)
-        return plan.patience is None or waited < plan.patience
+        return plan.last or plan.patience is None or waited < plan.patience
 
     def notify(row: Row | None) -> None:
         if watch is not None:

@@ -81,6 +81,9 @@ class Plan:
     min_delta: float = 1e-5
     labelled: int = 0
     """Rows with a target, of which few are known, that join every batch."""
+    last: bool = False
+    """Whether the weights of the last step are kept, and not those that did best on held-out rows:
+    these then choose nothing, and score as any new rows would."""
     solved: bool = False
     """Whether the closed form is the optimum, so that there are no steps to take."""
 

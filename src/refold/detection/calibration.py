@@ -1,4 +1,4 @@
-"""Which rows are unusual, how sure that is, and which column is the cause."""
+"""How sure it is that a row is unusual: its score among those of rows held out."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from torch import Tensor
 
 from refold import inference
 from refold.data.schema import Schema
+from refold.detection.detector import Detector
 from refold.model import Model, Output
 from refold.types import Batch
 
 SHOWN = 2000  # held-out codes kept for the report
+PARTS = 500  # held-out rows whose entries are kept, to tell how unusual one is
+NUMBERS = 1 << 20  # and of how many numbers
 
 
 @dataclass(frozen=True)
@@ -23,33 +26,43 @@ class Calibration:
     """Scores of rows the model did not train on, and some of their codes.
 
     ``scores`` ``[m]`` ascending, in the sense of ``score_samples``; ``codes`` ``[<=2000, D]`` with
-    ``code_scores`` beside them. ``held_out`` is False where there were too few rows to hold any
-    out, so that the training rows had to serve. ``bare`` are the scores without the targets, for
-    rows that come without them; none where the model has no targets.
+    ``code_scores`` beside them; ``parts`` ``[<=500, E]`` what each entry added to the score, each
+    column ascending. ``held_out`` is False where there were too few rows to hold any out, so that
+    the training rows had to serve. ``bare`` are the scores without the targets, for rows that come
+    without them; none where the model has no targets, or none that its detector looks at.
     """
 
     scores: NDArray[np.float64]
     codes: NDArray[np.float32]
     code_scores: NDArray[np.float64]
+    parts: NDArray[np.float32]
     held_out: bool
     bare: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
     @classmethod
     @torch.inference_mode()
-    def of(cls, model: Model, rows: Batch, schema: Schema, held_out: bool) -> Calibration:
+    def of(
+        cls, model: Model, detector: Detector, rows: Batch, schema: Schema, held_out: bool
+    ) -> Calibration:
         """Score and embed the rows."""
         scores: list[Tensor] = []
         bare: list[Tensor] = []
         codes: list[Tensor] = []
+        parts: list[Tensor] = []
         for output, count in inference.outputs(model, rows, schema):
-            scores.append(-output.score[:count].double().cpu())
+            scores.append(-detector.score(output)[:count].double().cpu())
             bare.append(scores[-1] + of_targets(output)[:count].double().cpu())
             codes.append(output.code.z[:count].flatten(1).float().cpu())
+            if sum(map(len, parts)) < PARTS:
+                parts.append(detector.contributions(output)[:count].float().cpu())
         every = torch.cat(scores).numpy()
         spaced = slice(None, None, -(-len(every) // SHOWN))
-        without = np.sort(torch.cat(bare).numpy())[: len(every) if targets_of(model) else 0]
+        targets = targets_of(model) if not detector.parts else []
+        without = np.sort(torch.cat(bare).numpy())[: len(every) if targets else 0]
+        added = torch.cat(parts)[:PARTS]
+        added = added[: max(1, NUMBERS // added.shape[1])].sort(0).values.numpy()
         shown = torch.cat(codes).numpy()[spaced], every[spaced]
-        return cls(np.sort(every), *shown, held_out, without)
+        return cls(np.sort(every), *shown, added, held_out, without)
 
     def with_codes(self, model: Model, rows: Batch, schema: Schema) -> Calibration:
         """Return the same scores with the codes that ``model`` gives the rows."""
@@ -63,9 +76,10 @@ class Calibration:
 
         .. math:: p = \frac{1 + \#\{i : s_i \le s\}}{1 + m}
 
-        For a new row exchangeable with the held-out ones, :math:`P(p \le \alpha) \le \alpha`, were
-        they used for nothing else. They also chose the best weights, which makes scores of theirs
-        a little better than a new row's; where no row could be held out, nothing is promised.
+        For a new row exchangeable with the held-out ones, :math:`P(p \le \alpha) \le \alpha`, where
+        they were used for nothing else, as in ``recipe="anomaly"`` and after ``recalibrate``. In
+        other recipes they also choose the best weights, which makes scores of theirs a little
+        better than a new row's; where no row could be held out, nothing is promised.
         Rows that are ``bare`` of targets are compared with held-out rows without theirs.
 
         Source: Vovk, Gammerman & Shafer, Algorithmic Learning in a Random World, 2005.
@@ -75,27 +89,30 @@ class Calibration:
             rank = np.where(bare, np.searchsorted(self.bare, scores, side="right"), rank)
         return (1 + rank) / (1 + len(self.scores))
 
-    @torch.inference_mode()
-    def judge(
-        self, model: Model, rows: Batch, schema: Schema, alpha: float
-    ) -> dict[str, NDArray[np.generic]]:
-        """Return the columns ``score``, ``p_value``, ``is_anomaly`` and ``cause``."""
-        names = np.array([e for k in model.outputs for e in schema.fields[k].entries], dtype=object)
-        scores: list[Tensor] = []
-        causes: list[Tensor] = []
-        bare: list[Tensor] = []
-        for output, count in inference.outputs(model, rows, schema):
-            scores.append(-output.score[:count].double().cpu())
-            bare.append(no_targets(output)[:count].cpu())
-            causes.append(torch.cat(list(output.cells.values()), 1)[:count].argmax(1).cpu())
-        score = torch.cat(scores).numpy()
-        p_value = self.p_values(score, torch.cat(bare).numpy())
-        return {
-            "score": score,
-            "p_value": p_value,
-            "is_anomaly": p_value <= alpha,
-            "cause": names[torch.cat(causes).numpy()],
-        }
+    def entry_p_values(self, added: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Share of held-out rows, with the row itself, where an entry adds as much, ``[n, E]``."""
+        rank = np.stack(
+            [
+                np.searchsorted(mine, own, side="left")
+                for mine, own in zip(self.parts.T, added.T, strict=True)
+            ],
+            axis=1,
+        )
+        return (1 + len(self.parts) - rank) / (1 + len(self.parts))
+
+    def threshold(self, alpha: float) -> float:
+        r"""Score up to which a row is an anomaly at ``alpha``; minus infinity where none can be.
+
+        .. math:: t = s_{(k)}^-, \qquad k = \lfloor \alpha (1 + m) \rfloor
+
+        the greatest number below the ``k``-th smallest of the ``m`` held-out scores.
+        """
+        k = int(np.floor(alpha * (1 + len(self.scores)) + 1e-9))
+        if k < 1:
+            return float("-inf")
+        if k > len(self.scores):
+            return float("inf")
+        return float(np.nextafter(self.scores[k - 1], -np.inf))
 
     @property
     def smallest(self) -> float:
@@ -109,6 +126,7 @@ class Calibration:
             "codes": torch.from_numpy(self.codes),
             "code_scores": torch.from_numpy(self.code_scores),
             "bare": torch.from_numpy(self.bare),
+            "parts": torch.from_numpy(self.parts),
         }
 
     @classmethod
@@ -116,7 +134,8 @@ class Calibration:
         """Rebuild from :meth:`tensors`."""
         scores, codes, own = (tensors[k].numpy() for k in ("scores", "codes", "code_scores"))
         bare = tensors["bare"].numpy() if "bare" in tensors else scores[:0]
-        return cls(scores, codes, own, held_out, bare)
+        parts = tensors["parts"].numpy() if "parts" in tensors else np.zeros((0, 1), np.float32)
+        return cls(scores, codes, own, parts, held_out, bare)
 
 
 def targets_of(model: Model) -> list[str]:
