@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from refold.data.windows import per_step, windows
     from refold.errors import InputError
     from refold.estimator import Autoencoder, InputWarning, load
+    from refold.monitor import Monitor
     from refold.recipe import recipes
     from refold.report import figures
     from refold.training import checks
@@ -30,6 +31,7 @@ _HOMES = {
     "Autoencoder": "refold.estimator",
     "InputError": "refold.errors",
     "InputWarning": "refold.estimator",
+    "Monitor": "refold.monitor",
     "Pairs": "refold.data.pairs",
     "compare": "refold.comparison",
     "load": "refold.estimator",
@@ -53,6 +55,7 @@ __all__ = [
     "Autoencoder",
     "InputError",
     "InputWarning",
+    "Monitor",
     "Pairs",
     "__version__",
     "backbones",
