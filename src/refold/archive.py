@@ -53,6 +53,7 @@ def pack(ae: Autoencoder) -> Saved:
         "rows": ae.n_rows_,
         "held_out": ae.calibration_.held_out,
         "evidence": [str(spec) for spec in ae.detector_.specs],
+        "setting": ae.detector_.setting,
         "n_features": getattr(ae, "n_features_in_", None),
         "feature_names": [str(n) for n in getattr(ae, "feature_names_in_", ())],
     }
@@ -93,7 +94,9 @@ def unpack(saved: Saved, ae: Autoencoder) -> None:
         seconds=run["seconds"],
     )
     ae.calibration_ = Calibration.from_tensors(saved.calibration, config["held_out"])
-    ae.detector_ = Detector.from_tensors(saved.calibration, config.get("evidence", ()))
+    ae.detector_ = Detector.from_tensors(
+        saved.calibration, config.get("evidence", ()), config.get("setting", "novelty")
+    )
     ae.detector_.to(ae.model_.fusion.last_bias().device)
     ae.reference_ = Reference.from_tensors(saved.calibration) or Reference({})
     ae.local_ = Local.from_tensors(saved.calibration)

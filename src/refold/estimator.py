@@ -115,10 +115,11 @@ class Autoencoder(TransformerMixin, BaseEstimator):
     evidence : sequence, optional
         How rows are found unusual, by name or object: ``("errors", "neighbours(space='code')")``.
         Not given: as the recipe says, else by their cost in the objective alone.
-    contamination : float, optional
-        Share of the rows that are believed to be anomalies themselves: as many are not learnt
-        from, and less is made of few rows that are alike. 0: the rows are known to be clean. Not
-        given: some may be anomalies, and none is left out.
+    contamination : float or "auto", optional
+        Share of the rows that are believed to be anomalies themselves: as many are not learnt from
+        (a tenth with ``"auto"``), and less is made of few rows that are alike. 0: the rows are
+        clean. Not given: rows of the fit are judged as if some were anomalies, and new rows as if
+        those of the fit were clean; none is left out.
     labelled : int, optional
         How many rows with a known target join every batch, for tables in which few have one; not
         given: as the recipe says, else none.
@@ -168,7 +169,7 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         patience: int | None = None,
         min_delta: float = 1e-5,
         evidence: Sequence[str | Evidence] | None = None,
-        contamination: float | None = None,
+        contamination: float | str | None = None,
         labelled: int | None = None,
         precision: str = "auto",
         device: str = "auto",
@@ -966,7 +967,10 @@ class Autoencoder(TransformerMixin, BaseEstimator):
             raise InputError(f"tied is '{self.tied}'; expected True, False or 'pretrain'")
         if not 0 <= self.min_delta < 1:
             raise InputError(f"min_delta is {self.min_delta}; give a share in [0, 1)")
-        if self.contamination is not None and not 0 <= self.contamination < 0.5:
+        share = self.contamination
+        if isinstance(share, str) and share != "auto":
+            raise unknown("contamination", share, ("auto",))
+        if isinstance(share, int | float) and not 0 <= share < 0.5:
             raise InputError(
                 f"contamination is {self.contamination}; give the share of rows that are "
                 f"anomalies, from 0 (none) to below 0.5"

@@ -16,7 +16,7 @@ from refold.assemble import Assembly, Wishes, assemble, folded, with_roles
 from refold.backbones.tied import ties
 from refold.data.corruptions import corruptions
 from refold.data.schema import Override, Schema
-from refold.detection import Calibration, Detector, Evidence, Reference, evidences, scores
+from refold.detection import Calibration, Detector, Evidence, Reference, evidences, ordinary
 from refold.errors import InputError, unknown
 from refold.hints import fits
 from refold.latents import Latent, Variational
@@ -43,7 +43,8 @@ from refold.uses.inspect import Quality, prefix_curve, quality
 from refold.uses.local import Local
 
 ORDERED = 64  # sizes of prefixes that are judged, spread over all where there are more
-TENTH = 10  # one in so many units active, or a posterior is said to have collapsed
+TENTH = 0.1  # share of rows that are not learnt from, where some are said to be anomalies
+FEW = 10  # one in so many units active, or a posterior is said to have collapsed
 SPLIT = 7_265_666  # has the draw of held-out rows differ from others of the same seed
 SMALLEST = 20  # rows below which none are held out
 PLAIN = {"optimizer": "adamw", "min_delta": 1e-5}  # what the estimator says where the user does not
@@ -69,7 +70,7 @@ class Course:
     bfloat16: bool = False
     float32: bool = False
     evidence: Sequence[str | Evidence] | None = None
-    contamination: float | None = None
+    contamination: float | str | None = None
     plan: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -130,10 +131,11 @@ def learn(
     model = begun(chosen, schema, train.targets, course, device)
     reasons = list(chosen.reasons)
     if course.contamination:
-        kept = trusted(model, train.targets, schema, course.contamination)
+        share = TENTH if isinstance(course.contamination, str) else course.contamination
+        kept = ordinary(model, train.targets, schema, share)
         reasons.append(
             f"{len(train_at) - len(kept)} of {len(train_at)} rows are not learnt from, those "
-            f"farthest from groups of others: contamination={course.contamination:g}"
+            f"farthest from groups of others: contamination={course.contamination}"
         )
         train_at = train_at[kept.cpu().numpy()]
         train = every.part(train_at, device)
@@ -207,9 +209,14 @@ def learn(
     named = chosen.parts.evidence if course.evidence is None else course.evidence
     own = targets.rows(torch.from_numpy(train_at))
     detector = Detector.learn(
-        [evidences.resolve(e) for e in named], model, own, schema, course.contamination
+        [evidences.resolve(e) for e in named],
+        model,
+        own,
+        schema,
+        setting=setting_of(course.contamination),
+        fitted=targets,
     )
-    calibration = Calibration.of(model, detector, judged, schema, held is not None)
+    calibration = Calibration.of(model, detector, judged, schema, held is not None, fitted=targets)
     reference = Reference.of(targets, schema, None if held is None else judged)
     local = None
     if chosen.parts.local and held is not None:
@@ -238,22 +245,15 @@ def learn(
     )
 
 
-@torch.inference_mode()
-def trusted(model: Model, rows: Batch, schema: Schema, contamination: float) -> torch.Tensor:
-    """Positions of the rows to learn from, where a share of them are believed to be anomalies.
-
-    Those are left out that lie farthest from the nearest of small groups of others: in these,
-    anomalies are rare even where they resemble one another.
-    """
-    detector = Detector.learn([evidences.resolve("neighbours")], model, rows, schema, contamination)
-    order = scores(model, detector, rows, schema).argsort()
-    return order[: max(2, len(rows) - round(contamination * len(rows)))].sort().values
+def setting_of(contamination: float | str | None) -> str | None:
+    """Return how all rows are judged; None leaves it to whether a row was in the fit."""
+    return None if contamination is None else "outliers" if contamination else "novelty"
 
 
 def collapsed(latent: Latent, run: Run) -> str | None:
     """Say where a posterior has become the prior in most entries of a code, and what to do."""
     active = run.best.get("active_units")
-    if not isinstance(latent, Variational) or active is None or active >= latent.size / TENTH:
+    if not isinstance(latent, Variational) or active is None or active >= latent.size / FEW:
         return None
     ways = ["use a smaller latent or beta"]
     if hasattr(latent, "warmup"):

@@ -206,7 +206,7 @@ class Model(nn.Module):
         code, beside = self.encode(batch)
         params, own = self.unfold(code.z, beside)
         code.aux |= own
-        return Output(self, batch if target is None else target, code, params)
+        return Output(self, batch if target is None else target, code, params, batch)
 
 
 def fold(backbones: Mapping[str, Backbone], fusion: Fusion, latent: Latent, batch: Batch) -> Code:
@@ -281,6 +281,8 @@ class Output:
     target: Batch
     code: Code
     params: dict[str, Tensor]
+    given: Batch
+    """The rows as the encoder saw them."""
 
     @cached_property
     def cells(self) -> dict[str, Tensor]:

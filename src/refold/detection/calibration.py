@@ -12,7 +12,7 @@ from torch import Tensor
 
 from refold import inference
 from refold.data.schema import Schema
-from refold.detection.detector import Detector
+from refold.detection.detector import NOVELTY, OUTLIERS, Detector
 from refold.model import Model, Output
 from refold.types import Batch
 
@@ -30,6 +30,8 @@ class Calibration:
     column ascending. ``held_out`` is False where there were too few rows to hold any out, so that
     the training rows had to serve. ``bare`` are the scores without the targets, for rows that come
     without them; none where the model has no targets, or none that its detector looks at.
+    ``learnt`` are the scores of all rows of the fit, ascending, where the detector judges these
+    apart.
     """
 
     scores: NDArray[np.float64]
@@ -38,23 +40,34 @@ class Calibration:
     parts: NDArray[np.float32]
     held_out: bool
     bare: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    learnt: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
     @classmethod
     @torch.inference_mode()
     def of(
-        cls, model: Model, detector: Detector, rows: Batch, schema: Schema, held_out: bool
+        cls,
+        model: Model,
+        detector: Detector,
+        rows: Batch,
+        schema: Schema,
+        held_out: bool,
+        fitted: Batch | None = None,
     ) -> Calibration:
-        """Score and embed the rows."""
+        """Score and embed the rows; ``fitted`` are all rows of the fit, those held out among them.
+
+        Rows held out are judged as new ones are, whatever the detector has seen of them.
+        """
         scores: list[Tensor] = []
         bare: list[Tensor] = []
         codes: list[Tensor] = []
         parts: list[Tensor] = []
+        setting = detector.setting or NOVELTY
         for output, count in inference.outputs(model, rows, schema):
-            scores.append(-detector.score(output)[:count].double().cpu())
+            scores.append(-detector.score(output, setting)[:count].double().cpu())
             bare.append(scores[-1] + of_targets(output)[:count].double().cpu())
             codes.append(output.code.z[:count].flatten(1).float().cpu())
             if sum(map(len, parts)) < PARTS:
-                parts.append(detector.contributions(output)[:count].float().cpu())
+                parts.append(detector.contributions(output, setting)[:count].float().cpu())
         every = torch.cat(scores).numpy()
         spaced = slice(None, None, -(-len(every) // SHOWN))
         targets = targets_of(model) if not detector.parts else []
@@ -62,7 +75,12 @@ class Calibration:
         added = torch.cat(parts)[:PARTS]
         added = added[: max(1, NUMBERS // added.shape[1])].sort(0).values.numpy()
         shown = torch.cat(codes).numpy()[spaced], every[spaced]
-        return cls(np.sort(every), *shown, added, held_out, without)
+        learnt: list[Tensor] = []
+        if fitted is not None and detector.setting is None:
+            passes = inference.outputs(model, fitted, schema)
+            learnt = [-detector.score(o, OUTLIERS)[:n].double().cpu() for o, n in passes]
+        own = torch.cat(learnt).sort().values.numpy() if learnt else np.zeros(0)
+        return cls(np.sort(every), *shown, added, held_out, without, own)
 
     def with_codes(self, model: Model, rows: Batch, schema: Schema) -> Calibration:
         """Return the same scores with the codes that ``model`` gives the rows."""
@@ -70,7 +88,10 @@ class Calibration:
         return replace(self, codes=codes[:: -(-len(rows) // SHOWN)])
 
     def p_values(
-        self, scores: NDArray[np.float64], bare: NDArray[np.bool_] | None = None
+        self,
+        scores: NDArray[np.float64],
+        bare: NDArray[np.bool_] | None = None,
+        learnt: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.float64]:
         r"""Share of held-out rows, with the row itself, that are at least as unusual.
 
@@ -80,14 +101,20 @@ class Calibration:
         they were used for nothing else, as in ``recipe="anomaly"`` and after ``recalibrate``. In
         other recipes they also choose the best weights, which makes scores of theirs a little
         better than a new row's; where no row could be held out, nothing is promised.
-        Rows that are ``bare`` of targets are compared with held-out rows without theirs.
+        Rows that are ``bare`` of targets are compared with held-out rows without theirs. Rows that
+        were ``learnt`` from have their rank among all rows of the fit: at most a share
+        :math:`\alpha` of these has :math:`p \le \alpha`.
 
         Source: Vovk, Gammerman & Shafer, Algorithmic Learning in a Random World, 2005.
         """
         rank = np.searchsorted(self.scores, scores, side="right")
         if bare is not None and len(self.bare):
             rank = np.where(bare, np.searchsorted(self.bare, scores, side="right"), rank)
-        return (1 + rank) / (1 + len(self.scores))
+        found = (1 + rank) / (1 + len(self.scores))
+        if learnt is not None and len(self.learnt):
+            own = np.searchsorted(self.learnt, scores, side="right") / len(self.learnt)
+            found = np.where(learnt, own, found)
+        return found
 
     def entry_p_values(self, added: NDArray[np.floating]) -> NDArray[np.float64]:
         """Share of held-out rows, with the row itself, where an entry adds as much, ``[n, E]``."""
@@ -107,7 +134,8 @@ class Calibration:
 
         the greatest number below the ``k``-th smallest of the ``m`` held-out scores.
         """
-        k = int(np.floor(alpha * (1 + len(self.scores)) + 1e-9))
+        possible = np.arange(1, len(self.scores) + 2) / (1 + len(self.scores))
+        k = int(np.searchsorted(possible, alpha, side="right"))
         if k < 1:
             return float("-inf")
         if k > len(self.scores):
@@ -127,6 +155,7 @@ class Calibration:
             "code_scores": torch.from_numpy(self.code_scores),
             "bare": torch.from_numpy(self.bare),
             "parts": torch.from_numpy(self.parts),
+            "learnt": torch.from_numpy(self.learnt),
         }
 
     @classmethod
@@ -135,7 +164,8 @@ class Calibration:
         scores, codes, own = (tensors[k].numpy() for k in ("scores", "codes", "code_scores"))
         bare = tensors["bare"].numpy() if "bare" in tensors else scores[:0]
         parts = tensors["parts"].numpy() if "parts" in tensors else np.zeros((0, 1), np.float32)
-        return cls(scores, codes, own, parts, held_out, bare)
+        learnt = tensors["learnt"].numpy() if "learnt" in tensors else scores[:0]
+        return cls(scores, codes, own, parts, held_out, bare, learnt)
 
 
 def targets_of(model: Model) -> list[str]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from refold import inference
 from refold.data.schema import Schema
 from refold.detection.calibration import Calibration
-from refold.detection.detector import Detector
+from refold.detection.detector import NOVELTY, Detector
 from refold.detection.judge import contributions, entries, judged_fields
 from refold.fields import Field, Image, Series
 from refold.model import Model
@@ -64,7 +64,10 @@ def explain(
         ],
         axis=1,
     )
-    p_values = calibration.entry_p_values(added)
+    compared = added  # held-out rows were judged as new ones
+    if detector.setting is None:
+        compared = contributions(model, detector, rows, schema, NOVELTY).numpy()
+    p_values = calibration.entry_p_values(compared)
     names = entries(model, detector, schema)
     total = added.sum(1)
     where, told, given, usual = list[int](), list[str](), list[Any](), list[Any]()
@@ -162,10 +165,8 @@ class Values:
     ) -> None:
         self._parts: list[NDArray[Any]] = []
         for name, own in fields.items():
-            if given is None or own.block:
-                columns = own.to_values(x[name])
-            else:  # as they came: a class never seen has no tensor that could be turned back
-                columns = given.columns
+            # As they came: a class never seen has no tensor that could be turned back.
+            columns = own.to_values(x[name]) if given is None or own.block else given.columns
             each = [_plain(columns[c], own) for c in own.columns]
             flat = [values.reshape(len(values), -1) for values in each]
             if sum(v.shape[1] for v in flat) != len(own.entries):  # rows of several lengths

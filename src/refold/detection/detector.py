@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
+from refold import inference
 from refold.data.schema import Schema
 from refold.detection.base import Evidence, evidences
 from refold.model import Model, Output
@@ -15,6 +16,9 @@ from refold.parts import PartSpec
 from refold.types import Batch
 
 FAINT = 1e-3  # what is added to each figure, so that one of zero does not decide alone
+TENTH = 0.1  # rows that evidence of outliers does without, where no share is known
+MOST = 1_000_000  # rows of a fit that are known again
+NOVELTY, OUTLIERS = "novelty", "outliers"
 
 
 @final
@@ -27,14 +31,28 @@ class Detector(nn.Module):
     the others, which without labels nobody could: twice as far from its neighbours says as much
     as twice the error. With no evidence named, the score is the model's own cost of a row.
 
+    There are two settings. New rows are compared with rows that are believed to be clean: near one
+    of them, they are normal (``"novelty"``). Among the rows of a fit anomalies may keep each other
+    company, and the model knows them all, so they are judged by other evidence (``"outliers"``).
+    ``setting`` None leaves it to the row: one that was in the fit, value for value, is judged as
+    an outlier (:attr:`known` holds their fingerprints), any other as a novelty.
+
     Shares of entries are those of the pieces of evidence, each with as many votes as figures, and
     add up to the score.
     """
 
-    def __init__(self, evidence: Sequence[Evidence] = ()) -> None:
+    known: Tensor | None
+
+    def __init__(
+        self,
+        evidence: Sequence[Evidence] = (),
+        setting: str | None = NOVELTY,
+        known: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.evidence = nn.ModuleList(evidence)
-        self.parts = tuple(evidence)
+        self.parts, self.setting = tuple(evidence), setting
+        self.register_buffer("known", known)
 
     @classmethod
     @torch.inference_mode()
@@ -44,13 +62,23 @@ class Detector(nn.Module):
         model: Model,
         rows: Batch,
         schema: Schema,
-        share: float | None,
+        *,
+        setting: str | None = NOVELTY,
+        fitted: Batch | None = None,
     ) -> Detector:
-        """Learn what is usual from rows of training, of which a share may be anomalies."""
+        """Learn what is usual from rows of training; ``fitted`` are those that are known again."""
         parts = [evidences.build(spec) for spec in specs]
-        for part in parts:
-            part.learn(model, rows, schema, share)
-        return cls(parts)
+        heard = [p for p in parts if setting is None or p.when in ("always", setting)] or parts
+        clean: Batch | None = None
+        for part in heard:
+            if part.when == OUTLIERS and setting is None:
+                clean = rows.rows(ordinary(model, rows, schema, TENTH)) if clean is None else clean
+            part.learn(model, rows if clean is None or part.when != OUTLIERS else clean, schema)
+        split = setting is None and any(p.when != "always" for p in heard)
+        if not split:
+            return cls(heard, setting or NOVELTY)
+        known = None if fitted is None or len(fitted) > MOST else fingerprints(fitted)
+        return cls(heard, None, known if known is None else known.unique())
 
     @property
     def specs(self) -> tuple[PartSpec, ...]:
@@ -59,37 +87,94 @@ class Detector(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is saved."""
-        return {
-            f"evidence{i}.{k}": v.cpu().contiguous()
-            for i, part in enumerate(self.parts)
-            for k, v in part.named_buffers()
-        }
+        found = {f"detector.{k}": v.cpu().contiguous() for k, v in self.state_dict().items()}
+        return {k: v for k, v in found.items() if v.numel()}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], specs: Sequence[str]) -> Detector:
-        """Rebuild from :meth:`tensors` and the names of the evidence."""
-        parts: list[Evidence] = []
-        for i, spec in enumerate(specs):
-            own = f"evidence{i}."
-            parts.append(evidences.build(PartSpec.parse(spec)))
-            parts[-1].keep(
-                **{k.removeprefix(own): v for k, v in tensors.items() if k.startswith(own)}
-            )
-        return cls(parts)
+    def from_tensors(
+        cls, tensors: Mapping[str, Tensor], specs: Sequence[str], setting: str | None
+    ) -> Detector:
+        """Rebuild from :meth:`tensors`, the names of the evidence and the setting."""
+        made = cls([evidences.build(PartSpec.parse(s)) for s in specs], setting)
+        for name, tensor in tensors.items():
+            if name.startswith("detector."):
+                place, _, leaf = name.removeprefix("detector.").rpartition(".")
+                made.get_submodule(place).register_buffer(leaf, tensor)
+        return made
 
-    def score(self, output: Output) -> Tensor:
-        """How unusual each row is, ``[B]``."""
+    def score(self, output: Output, setting: str | None = None) -> Tensor:
+        """How unusual each row is, ``[B]``; ``setting`` overrules the detector's own."""
         if not self.parts:
             return output.score
-        figures = torch.cat([part.figures(output) for part in self.parts], 1)
-        return (figures + FAINT).log().mean(1).exp()
+        return self._by_setting(output, setting, lambda s: self._figures(output, s)[1].flatten())
 
-    def contributions(self, output: Output) -> Tensor:
+    def contributions(self, output: Output, setting: str | None = None) -> Tensor:
         """What each entry adds to the score, ``[B, E]`` over the outputs' entries."""
         if not self.parts:
             return torch.cat(list(output.cells.values()), 1)
-        figures = [part.figures(output) for part in self.parts]
-        votes = [f.shape[1] / sum(g.shape[1] for g in figures) for f in figures]
-        shares = [part.shares(output) * v for part, v in zip(self.parts, votes, strict=True)]
-        score = (torch.cat(figures, 1) + FAINT).log().mean(1, keepdim=True).exp()
-        return score * torch.stack(shares).sum(0)
+
+        def parted(setting: str) -> Tensor:
+            counts, score = self._figures(output, setting)
+            shares = [p.shares(output) * n for p, n in counts.items()]
+            return score * torch.stack(shares).sum(0) / sum(counts.values())
+
+        return self._by_setting(output, setting, parted)
+
+    def learnt(self, output: Output) -> Tensor:
+        """Which rows were in the fit ``[B]``; none where that makes no difference."""
+        if self.setting is not None or self.known is None or not len(self.known):
+            return torch.zeros(len(output.target), dtype=torch.bool)
+        own = fingerprints(output.target)
+        at = torch.searchsorted(self.known, own).clamp_max(len(self.known) - 1)
+        return self.known[at] == own
+
+    def _by_setting(
+        self, output: Output, setting: str | None, found: Callable[[str], Tensor]
+    ) -> Tensor:
+        setting = setting or self.setting
+        if setting is not None:
+            return found(setting)
+        learnt = self.learnt(output)
+        if not learnt.any():
+            return found(NOVELTY)
+        if learnt.all():
+            return found(OUTLIERS)
+        novel, outlying = found(NOVELTY), found(OUTLIERS)
+        return torch.where(learnt.view(-1, *(1,) * (novel.dim() - 1)), outlying, novel)
+
+    def _figures(self, output: Output, setting: str) -> tuple[dict[Evidence, int], Tensor]:
+        """How many figures each piece of evidence has, and the score ``[B, 1]``."""
+        heard = [p for p in self.parts if p.when in ("always", setting)] or list(self.parts)
+        figures = {p: p.figures(output) for p in heard}
+        joined = torch.cat(list(figures.values()), 1)
+        counts = {p: f.shape[1] for p, f in figures.items()}
+        return counts, (joined + FAINT).log().mean(1, keepdim=True).exp()
+
+
+@torch.inference_mode()
+def ordinary(model: Model, rows: Batch, schema: Schema, share: float) -> Tensor:
+    """Positions of rows that are not among the ``share`` of the most unusual ones.
+
+    Those are left out that lie farthest from the nearest of small groups of others: in these,
+    anomalies are rare even where they resemble one another.
+    """
+    spec = PartSpec("neighbours", {"groups": (16, 64)})
+    detector = Detector.learn([spec], model, rows, schema)
+    scores = [detector.score(o)[:n] for o, n in inference.outputs(model, rows, schema)]
+    order = torch.cat(scores).argsort()
+    return order[: max(2, len(rows) - round(share * len(rows)))].sort().values
+
+
+def fingerprints(rows: Batch) -> Tensor:
+    """A number per row ``[n]`` by which the same values, and the same gaps, are known again."""
+    total = torch.zeros(len(rows), dtype=torch.int64, device=next(iter(rows.x.values())).device)
+    draw = torch.Generator().manual_seed(0)
+    for name, x in rows.x.items():
+        flat = x.flatten(1)
+        bits = flat.float().view(torch.int32).long() if flat.is_floating_point() else flat.long()
+        seen = rows.observed[name]
+        if seen is not None:
+            bits = torch.where(seen, bits, torch.full_like(bits, 1 << 40))
+        keys = torch.randint(1 << 62, (flat.shape[1],), generator=draw) | 1
+        total += (bits * keys.to(bits.device)).sum(1)
+    return total

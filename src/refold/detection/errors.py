@@ -15,6 +15,7 @@ from refold.model import Model, Output
 from refold.types import Batch
 
 FLOOR = 1e-4  # of what the best constant costs: less is no error, and not to be divided by
+NONE = 1e-9  # of the most that a constant costs: no more than rounding
 
 
 @final
@@ -39,7 +40,10 @@ class Errors(Evidence):
     low: Tensor
     unit: Tensor
 
-    def learn(self, model: Model, rows: Batch, schema: Schema, share: float | None) -> None:
+    def __init__(self, *, when: str = "always") -> None:
+        super().__init__(when)
+
+    def learn(self, model: Model, rows: Batch, schema: Schema) -> None:
         """Learn each entry's mean cost and its least."""
         cells, there = map(torch.cat, zip(*_passed(model, rows, schema), strict=True))
         low = torch.where(there, cells, torch.inf).amin(0).clamp_max(0.0)
@@ -82,7 +86,10 @@ def _passed(model: Model, rows: Batch, schema: Schema) -> Iterator[tuple[Tensor,
 
 
 def constant_costs(model: Model, rows: Batch) -> Tensor:
-    """Mean distance of the cost of the best constant prediction from the least, ``[E]``."""
+    """Mean distance of the cost of the best constant prediction from the least, ``[E]``.
+
+    An entry that was always the same has none of its own, and is given the mean of the others.
+    """
     found: list[Tensor] = []
     for name in model.rebuilt:
         head, x, seen = model.likelihoods[name], rows.x[name], rows.observed[name]
@@ -91,4 +98,7 @@ def constant_costs(model: Model, rows: Batch) -> Tensor:
         params = head.marginal(x, seen).to(x.device).expand(len(x), -1)
         cells = head.weighted(params, x, seen, model.weight(name))
         found.append((cells - cells.amin(0)).mean(0))
-    return torch.cat(found)
+    worst = torch.cat(found)
+    varied = worst > NONE * worst.max()
+    usual = worst[varied].mean() if varied.any() else worst.new_ones(())
+    return torch.where(varied, worst, usual)

@@ -86,11 +86,12 @@ def scores(model: Model, detector: Detector, rows: Batch, schema: Schema) -> Ten
 
 
 @torch.inference_mode()
-def contributions(model: Model, detector: Detector, rows: Batch, schema: Schema) -> Tensor:
-    """What each entry adds to the score, ``[n, E]``."""
-    return torch.cat(
-        [detector.contributions(o)[:n].cpu() for o, n in inference.outputs(model, rows, schema)]
-    )
+def contributions(
+    model: Model, detector: Detector, rows: Batch, schema: Schema, setting: str | None = None
+) -> Tensor:
+    """What each entry adds to the score, ``[n, E]``, in the detector's setting or another."""
+    passes = inference.outputs(model, rows, schema)
+    return torch.cat([detector.contributions(o, setting)[:n].cpu() for o, n in passes])
 
 
 @torch.inference_mode()
@@ -107,12 +108,14 @@ def judge(
     found: list[Tensor] = []
     causes: list[Tensor] = []
     bare: list[Tensor] = []
+    learnt: list[Tensor] = []
     for output, count in inference.outputs(model, rows, schema):
         found.append(-detector.score(output)[:count].double().cpu())
         bare.append(no_targets(output)[:count].cpu())
+        learnt.append(detector.learnt(output)[:count].cpu())
         causes.append(detector.contributions(output)[:count].argmax(1).cpu())
     score = torch.cat(found).numpy()
-    p_value = calibration.p_values(score, torch.cat(bare).numpy())
+    p_value = calibration.p_values(score, torch.cat(bare).numpy(), torch.cat(learnt).numpy())
     return {
         "score": score,
         "p_value": p_value,

@@ -43,13 +43,13 @@ class Smoothed(Evidence):
 
     unit: Tensor
 
-    def __init__(self, *, sigma: float | None = None) -> None:
-        super().__init__()
+    def __init__(self, *, sigma: float | None = None, when: str = "always") -> None:
+        super().__init__(when)
         if sigma is not None and not 0 < sigma < float("inf"):
             raise InputError(f"the blur's sigma is {sigma}; it must be above 0 pixels, and finite")
         self.sigma = sigma
 
-    def learn(self, model: Model, rows: Batch, schema: Schema, share: float | None) -> None:
+    def learn(self, model: Model, rows: Batch, schema: Schema) -> None:
         """Learn the mean figure."""
         if not any(rows.x[k].dim() == 4 for k in model.rebuilt):
             raise InputError(

@@ -37,7 +37,13 @@ def anomaly() -> Recipe:
         body=wide,
         training=brisk,
         held_out=100,
-        evidence=("errors", "neighbours"),
+        evidence=(
+            "errors(when=novelty)",
+            "neighbours(when=novelty)",
+            "hidden(when=outliers)",
+            "neighbours(groups=(16, 64), when=outliers)",
+            "mahalanobis(when=outliers)",
+        ),
         last=True,
         suited={"image": pictures},
     )
