@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from refold.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from refold import backbones, fields, latents, likelihoods, penalties
+    from refold import backbones, detection, fields, latents, likelihoods, penalties, pyod
     from refold.comparison import compare
     from refold.data import corruptions
     from refold.data.pairs import Pairs
     from refold.data.windows import per_step, windows
-    from refold.errors import InputError
-    from refold.estimator import Autoencoder, InputWarning, load
+    from refold.errors import InputError, InputWarning
+    from refold.estimator import Autoencoder, load
     from refold.monitor import Monitor
     from refold.recipe import recipes
     from refold.report import figures
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Autoencoder": "refold.estimator",
     "InputError": "refold.errors",
-    "InputWarning": "refold.estimator",
+    "InputWarning": "refold.errors",
     "Monitor": "refold.monitor",
     "Pairs": "refold.data.pairs",
     "compare": "refold.comparison",
@@ -43,11 +43,13 @@ _ROOMS = {
     "backbones": "refold.backbones",
     "checks": "refold.training.checks",
     "corruptions": "refold.data.corruptions",
+    "detection": "refold.detection",
     "fields": "refold.fields",
     "figures": "refold.report.figures",
     "latents": "refold.latents",
     "likelihoods": "refold.likelihoods",
     "penalties": "refold.penalties",
+    "pyod": "refold.pyod",
     "restore": "refold.uses.restore",
 }
 
@@ -62,6 +64,7 @@ __all__ = [
     "checks",
     "compare",
     "corruptions",
+    "detection",
     "fields",
     "figures",
     "latents",
@@ -69,6 +72,7 @@ __all__ = [
     "load",
     "penalties",
     "per_step",
+    "pyod",
     "recipes",
     "restore",
     "windows",

@@ -10,6 +10,10 @@ class InputError(ValueError):
     """The user's data, option or file cannot be used; the message is one clear sentence."""
 
 
+class InputWarning(UserWarning):
+    """The input had to be handled: values never seen, columns absent."""
+
+
 class MissingExtraError(ImportError):
     """An optional dependency is not installed; the message holds the install command."""
 

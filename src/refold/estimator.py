@@ -27,10 +27,11 @@ from refold.data.pairs import is_paired, stacked
 from refold.data.schema import Override, Schema
 from refold.data.sources import read
 from refold.data.sources.memory import is_ragged
-from refold.detection import Calibration, Detector, Evidence, Reference, Rule, causes, judge
-from refold.errors import InputError, unknown
+from refold.detection import Calibration, Detector, Evidence
+from refold.errors import InputError, InputWarning, unknown
 from refold.fusion import Lateral
 from refold.hints import expectation, fits
+from refold.judging import Judging
 from refold.latents import Discrete, Latent, latents
 from refold.learn import Course, collapsed, learn
 from refold.penalties import Penalty
@@ -46,7 +47,6 @@ from refold.uses.steps import step_errors
 from refold.uses.supervise import EncoderClassifier
 from refold.uses.truncate import truncated, truncated_quality
 
-FEWEST = 10  # rows that others can be compared with
 MOST = 1_000_000_000  # epochs, rows of a batch, evaluations: beyond, something was mistyped
 NAMED = ("n_features_in_", "feature_names_in_")  # set while rows are read, before learning
 PLANNED = (
@@ -54,16 +54,12 @@ PLANNED = (
 )  # fmt: skip
 
 
-class InputWarning(UserWarning):
-    """The input had to be handled: values never seen, columns absent."""
-
-
 def _has_outputs(ae: Autoencoder) -> bool:
     """Whether there is a column to predict from others; before fitting that is not known."""
     return not hasattr(ae, "model_") or len(ae.schema_.order) > 1
 
 
-class Autoencoder(TransformerMixin, BaseEstimator):
+class Autoencoder(Judging, TransformerMixin, BaseEstimator):
     """Learns to fold rows into a small code and to unfold it again.
 
     Parameters
@@ -464,19 +460,6 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         ]
         return found[0] if n is None else found
 
-    @torch.inference_mode()
-    def score_samples(self, X: Any) -> NDArray[np.float64]:
-        """How normal each row is, ``[n]``; higher is more normal.
-
-        With evidence, as in ``recipe="anomaly"``, minus how unusual the row is: of -1 where it is
-        as rows of training are, of -2 where it is twice as far from what is expected. Else minus
-        its weighted cost, in nats with ``weights="equal"``; a target costs where its value is
-        there.
-        """
-        check_is_fitted(self)
-        rows = self._encode(self._read(X))
-        return -judge.scores(self.model_, self.detector_, rows, self.schema_).numpy()
-
     def log_likelihood(
         self, X: Any, samples: int = 5000, seed: int | None = None
     ) -> NDArray[np.float64]:
@@ -500,116 +483,6 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         rows = self._encode(self._read(X))
         with seeded(self.seed if seed is None else seed):
             return log_likelihood(self.model_, rows, self.schema_, samples).numpy()
-
-    def score(self, X: Any, y: Any = None) -> float:
-        """Mean of :meth:`score_samples`, so that a search can maximise it."""
-        return float(self.score_samples(X).mean())
-
-    def anomalies(
-        self,
-        X: Any,
-        alpha: float | None = None,
-        *,
-        share: float | None = None,
-        expected: float | None = None,
-        discoveries: float | None = None,
-    ) -> Any:
-        """Judge each row: ``score``, ``p_value``, ``is_anomaly`` and ``cause``, as a frame.
-
-        ``p_value`` is the rank of the row's score among those of held-out rows. Anomalies are rows
-        with a p-value up to ``alpha`` (0.01 unless said, a false-positive rate), or the most
-        unusual ``share`` of the rows of ``X``, or so few that ``expected`` false alarms are to be
-        expected among them, or ``discoveries`` of which on average at most such a share is none;
-        see :class:`refold.detection.Rule`. A warning says when so few rows were held out that none
-        can be flagged. ``cause`` is the column, entry or pixel with the largest share of the score;
-        :meth:`explain` says more.
-        """
-        table = self._read(X)
-        judged = self.judge(table, alpha, share=share, expected=expected, discoveries=discoveries)
-        return frame(judged, table.container)
-
-    def judge(
-        self,
-        X: Any,
-        alpha: float | None = None,
-        *,
-        share: float | None = None,
-        expected: float | None = None,
-        discoveries: float | None = None,
-    ) -> dict[str, NDArray[np.generic]]:
-        """Columns of :meth:`anomalies` as plain arrays."""
-        check_is_fitted(self)
-        rule = Rule(alpha, share, expected, discoveries)
-        rows = self._encode(self._read(X))
-        least, compared = self.calibration_.smallest, len(self.calibration_.scores)
-        level = rule.level(len(rows))
-        if least > level:
-            warnings.warn(
-                f"no row can be an anomaly at alpha {level:.2g}: {compared} rows to compare with "
-                f"give p-values from {least:.2g}; use a larger alpha or fit on more rows",
-                InputWarning,
-                stacklevel=2,
-            )
-        return judge.judge(self.model_, self.detector_, self.calibration_, rows, self.schema_, rule)
-
-    def explain(self, X: Any, top: int = 3) -> Any:
-        """Say of each row what raised its score, as a frame of ``top`` causes a row.
-
-        Columns: ``row`` (its position), ``cause`` (the column, entry or pixel; of a series the
-        steps from the first to the last, ``name[40:52]``), the value ``seen`` there and the one
-        ``expected`` given the rest of the row (means over steps), the ``share`` of the row's score
-        and its ``p_value``, the share of held-out rows in which that entry adds as much. Causes of
-        a row are in order, the first that of :meth:`anomalies`.
-
-        >>> import numpy as np
-        >>> X = np.random.default_rng(0).normal(size=(300, 1)) @ np.ones((1, 4))
-        >>> X[0, 2] += 6
-        >>> ae = Autoencoder(recipe="anomaly", epochs=2).fit(X[1:])
-        >>> str(ae.explain(X[:1], top=1)["cause"][0])
-        'x2'
-        """
-        check_is_fitted(self)
-        if not fits(top, int) or not 1 <= top <= MOST:
-            raise InputError(f"asked for {top!r} causes; ask for a whole number, 1 or more")
-        table = self._read(X)
-        rows = self._encode(table)
-        found = causes.explain(
-            self.model_, self.detector_, self.calibration_, rows, self.schema_, top, table
-        )
-        return frame(found, table.container)
-
-    def contributions(self, X: Any) -> dict[str, NDArray[np.float32]]:
-        """What every entry adds to minus :meth:`score_samples`, by field ``{name: [n, *shape]}``.
-
-        Of images this is a heat map, of series one number per step. With evidence, as in
-        ``recipe="anomaly"``, they add up to the score; without, the costs of the code join them.
-        """
-        check_is_fitted(self)
-        rows = self._encode(self._read(X))
-        added = judge.contributions(self.model_, self.detector_, rows, self.schema_).numpy()
-        names = judge.judged_fields(self.model_, self.detector_)
-        ends = np.cumsum([rows.x[k][0].numel() for k in names])
-        parts = np.split(added, ends[:-1], axis=1)
-        return {k: p.reshape(rows.x[k].shape) for k, p in zip(names, parts, strict=True)}
-
-    def recalibrate(self, X: Any) -> Self:
-        """Compare later rows with these, which are clean and were not learnt from.
-
-        P-values, flags and the reports of drift are then those of the new rows; scores stay.
-        Raises :class:`InputError` below ten rows, which nothing can be compared with.
-        """
-        check_is_fitted(self)
-        rows = self._encode(self._read(X))
-        if len(rows) < FEWEST:
-            raise InputError(
-                f"got {len(rows)} rows to compare with; give {FEWEST} or more, 99 for an alpha of "
-                f"0.01"
-            )
-        self.calibration_ = Calibration.of(
-            self.model_, self.detector_, rows, self.schema_, held_out=True
-        )
-        self.reference_ = Reference.of(rows, self.schema_, rows)
-        return self
 
     def squared_error(self, X: Any) -> float:
         """Mean over rows of the squared reconstruction error, in the model's own scale.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from refold.types import Batch
 
 PORTION = 1024
 SMALL = 64
+LARGE, MANY = 4096, 4  # rows of a portion where many are, and how many portions that takes
 
 
 def guard(rows: Batch, schema: Schema) -> Batch:
@@ -28,14 +30,14 @@ def guard(rows: Batch, schema: Schema) -> Batch:
     return Batch(x, rows.observed)
 
 
-def portions(rows: Batch) -> Iterator[tuple[Batch, int]]:
+def portions(rows: Batch, most: int = PORTION) -> Iterator[tuple[Batch, int]]:
     """Portions of one size, the last filled up with its own last row, and the rows that count.
 
     A matrix product may round differently for another number of rows; a fixed number makes the
     result of a row the same whatever rows come with it.
     """
     n = len(rows)
-    size = SMALL if n <= SMALL else PORTION
+    size = SMALL if n <= SMALL else most
     for start in range(0, n, size):
         count = min(size, n - start)
         part = rows.rows(slice(start, start + count))
@@ -56,6 +58,32 @@ def outputs(model: Model, rows: Batch, schema: Schema) -> Iterator[tuple[Output,
     for part, count in portions(rows):
         target = part.to(device)
         yield model(guard(part, schema).to(device), target), count
+
+
+@torch.inference_mode()
+def each(
+    work: Callable[[Output, int], Tensor], model: Model, rows: Batch, schema: Schema
+) -> list[Tensor]:
+    """Do ``work`` on the outputs of all rows, portion by portion, in order.
+
+    Many portions are shared between the processor's threads, each of which does whole portions by
+    itself: threads that met at every small product would wait for each other most of the time.
+    """
+    model.eval()
+    device = model.fusion.last_bias().device
+    threads = torch.get_num_threads()
+
+    def done(part: tuple[Batch, int]) -> Tensor:
+        with torch.inference_mode():
+            target = part[0].to(device)
+            return work(model(guard(part[0], schema).to(device), target), part[1])
+
+    if len(rows) < MANY * LARGE:
+        return [done(part) for part in portions(rows)]
+    if device.type != "cpu" or threads == 1:
+        return [done(part) for part in portions(rows, LARGE)]
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(done, portions(rows, LARGE)))
 
 
 @torch.inference_mode()

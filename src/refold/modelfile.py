@@ -27,6 +27,10 @@ CONFIG, WEIGHTS, HISTORY, CALIBRATION = (
 )
 
 
+MONITOR = "monitor.json"
+"""What a folder has instead that holds the monitor of a series."""
+
+
 @dataclass(frozen=True)
 class Saved:
     """The contents of a model folder."""
@@ -65,6 +69,11 @@ def load(path: str | Path) -> Saved:
     folder = Path(path)
     if not folder.exists():
         raise InputError(f"there is no model at '{folder}': no such folder; fit one with --out")
+    if (folder / MONITOR).is_file():
+        raise InputError(
+            f"'{folder}' holds the monitor of a series, which has no rows; score or report it, or "
+            f"use refold.Monitor.load"
+        )
     if not (folder / CONFIG).is_file():
         raise InputError(
             f"'{folder}' is no refold model: it holds no {CONFIG}; give the folder that --out named"

@@ -18,6 +18,7 @@ from refold.estimator import Autoencoder
 from refold.hints import fits
 from refold.latents import Latent
 
+MOST = 0.49  # share of rows that the autoencoder can do without
 METHODS = ("linear", "unify")
 Scores = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -178,6 +179,7 @@ class Detector(BaseEstimator):
         if not fits(seed, int):
             seed = int(check_random_state(seed).randint(2**31 - 1))
         own = {
+            "contamination": min(self.contamination, MOST),
             "recipe": self.recipe,
             "latent": self.latent,
             "fields": self.fields,

@@ -75,6 +75,9 @@ def fit(
         list[str] | None, typer.Option(help="column to predict from the others")
     ] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="column to leave out")] = None,
+    series: Annotated[
+        bool, typer.Option("--series", help="DATA is one long series, a row a step: watch it")
+    ] = False,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="key=value: lr=0.002, latent.k=8, field.COL=categorical"),
@@ -83,9 +86,19 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Learn a model from DATA and write it to the folder --out."""
-    from refold.cli.settings import constructor_arguments
+    from refold.cli.settings import constructor_arguments, monitor_arguments
 
-    _check_model(out)
+    check_model(out)
+    if series:
+        if target or ignore:
+            raise InputError("a series has no --target and no --ignore; leave them out")
+        _fit_series(
+            data, out, quiet, as_json,
+            monitor_arguments(
+                settings or (), recipe=recipe, latent=latent, epochs=epochs, seed=seed
+            ),
+        )  # fmt: skip
+        return
     arguments = constructor_arguments(
         recipe=recipe, latent=latent, epochs=epochs, seed=seed,
         target=target or (), ignore=ignore or (), settings=settings or (),
@@ -102,13 +115,13 @@ def embed(
     model: Model, data: Data, out: OutFile, quiet: Quiet = False, as_json: Json = False
 ) -> None:
     """Write the code of every row of DATA."""
-    ae, table = _opened(model, data, out, quiet)
-    with _remarks(quiet):
+    ae, table = opened(model, data, out, quiet)
+    with remarks(quiet):
         codes = ae.transform(table)
     names = ae.get_feature_names_out()
     array = out.suffix in (".npy", ".npz")
     columns = {"code": codes} if array else {n: codes[:, i] for i, n in enumerate(names)}
-    _write(columns, out, f"{len(codes)} codes of {codes.shape[1]} numbers", quiet, as_json)
+    write_columns(columns, out, f"{len(codes)} codes of {codes.shape[1]} numbers", quiet, as_json)
 
 
 @app.command()
@@ -118,12 +131,12 @@ def reconstruct(
     """Write every row of DATA as the model sees it, missing cells filled."""
     from refold.data.sources import read
 
-    ae, table = _opened(model, data, out, quiet)
-    with _remarks(quiet):
+    ae, table = opened(model, data, out, quiet)
+    with remarks(quiet):
         rebuilt = read(ae.reconstruct(table))
         error = ae.squared_error(table)
     text = f"{len(rebuilt)} rows; squared error {error:.4g} a row in the model's own scale"
-    _write(dict(rebuilt.columns), out, text, quiet, as_json, squared_error=error)
+    write_columns(dict(rebuilt.columns), out, text, quiet, as_json, squared_error=error)
 
 
 @app.command()
@@ -141,11 +154,11 @@ def predict(
     """Write the targets of every row of DATA, or the named columns, as the model predicts them."""
     from refold.data.sources import read
 
-    ae, table = _opened(model, data, out, quiet)
-    with _remarks(quiet):
+    ae, table = opened(model, data, out, quiet)
+    with remarks(quiet):
         found = read(ae.predict(table, column, proba=proba))
     what = f"{len(found)} rows of {', '.join(found.columns)}"
-    _write(dict(found.columns), out, what, quiet, as_json)
+    write_columns(dict(found.columns), out, what, quiet, as_json)
 
 
 @app.command()
@@ -168,11 +181,11 @@ def impute(
     from refold.data.sources import read
     from refold.uses.complete import gaps, without
 
-    ae, table = _opened(model, data, out, quiet)
+    ae, table = opened(model, data, out, quiet)
     files = [out] if n is None else [out.with_stem(f"{out.stem}-{i + 1}") for i in range(n)]
     for file in files:
         check_writable(file)
-    with _remarks(quiet):
+    with remarks(quiet):
         found = ae.impute(table, n, flags=flags, seed=seed)
     tables = [read(filled) for filled in ([found] if n is None else found)]
     for filled, file in zip(tables, files, strict=True):
@@ -183,24 +196,6 @@ def impute(
     said = f"wrote {names}: {len(table)} rows, {cells} missing cells filled, {left} left"
     facts = {"out": [str(f) for f in files], "filled": cells, "left": left}
     say([said], facts, as_json=as_json, quiet=quiet)
-
-
-@app.command()
-def score(
-    model: Model,
-    data: Data,
-    out: OutFile,
-    alpha: Annotated[float, typer.Option(help="flag rows with a p-value up to this")] = 0.01,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Write score (higher is more normal), p_value, is_anomaly and cause of every row, in order."""
-    ae, table = _opened(model, data, out, quiet)
-    with _remarks(quiet):
-        judged = ae.judge(table, alpha)
-    flagged = int(judged["is_anomaly"].sum())
-    text = f"{len(judged['score'])} rows scored, {flagged} of them anomalies at alpha {alpha}"
-    _write(judged, out, text, quiet, as_json, anomalies=flagged)
 
 
 @app.command()
@@ -220,11 +215,11 @@ def sample(
     from refold.data.sources import read
     from refold.estimator import load
 
-    _check_file(out)
+    check_file(out)
     known = known_values(given or ())
-    with _remarks(quiet):
+    with remarks(quiet):
         drawn = read(load(model).sample(n, seed, given=known or None))
-    _write(dict(drawn.columns), out, f"{len(drawn)} rows drawn", quiet, as_json)
+    write_columns(dict(drawn.columns), out, f"{len(drawn)} rows drawn", quiet, as_json)
 
 
 @app.command()
@@ -243,7 +238,7 @@ def report(
     if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
         raise InputError(f"cannot write {out}: a report is one HTML file; name it report.html")
     check_writable(out)
-    with _remarks(quiet):
+    with remarks(quiet):
         write(load(model), out, data)
     say([f"wrote {out}"], {"out": out}, as_json=as_json, quiet=quiet)
 
@@ -285,7 +280,7 @@ def compare(
     if out is not None and is_page:
         page.check(out)
     elif out is not None:
-        _check_file(out)
+        check_file(out)
         if not out.suffix:
             raise InputError(f"cannot write {out}: name a page (.html) or a table (.csv)")
     arguments = shared_arguments(ignore or (), settings or ())
@@ -328,21 +323,45 @@ def _fitted(arguments: dict[str, Any], data: str, out: Path, hidden: bool) -> Au
     return ae
 
 
-def _check_model(out: Path) -> None:
+def _fit_series(
+    data: str, out: Path, quiet: bool, as_json: bool, arguments: dict[str, Any]
+) -> None:
+    """Learn a long series, and save its monitor."""
+    from refold.monitor import Monitor
+
+    with remarks(quiet):
+        monitor = Monitor(**arguments).fit(data)
+    monitor.save(out)
+    told = [*monitor.notes_, *monitor.reasons_]
+    size, channels = monitor.window_, ", ".join(monitor.channels_)
+    lines = [
+        f"read    one series of {len(monitor.own_.times):,} steps: {channels}",
+        *(f"        {line}" for line in told),
+        f"chose   windows of {size} steps, one every {monitor.stride_}",
+        f"saved   {out}",
+    ]
+    facts = {"out": out, "steps": len(monitor.own_.times), "channels": list(monitor.channels_),
+             "window": size, "stride": monitor.stride_, "reasons": told}  # fmt: skip
+    say(lines, facts, as_json=as_json, quiet=quiet)
+
+
+def check_model(out: Path) -> None:
     """Refuse, before any work, a place where no model can be put."""
     from refold.data.sinks import check_writable
     from refold.modelfile import is_model
+    from refold.monitor.keeping import is_monitor
 
     check_writable(out)
     if out.is_file():
         raise InputError(f"cannot write the model to {out}: it is a file; name a new folder")
-    if out.is_dir() and any(out.iterdir()) and not is_model(out):
+    kept = out.is_dir() and any(out.iterdir())
+    if kept and not (is_model(out) or is_monitor(out)):
         raise InputError(
             f"cannot write the model to {out}: the folder holds other things; name a new one"
         )
 
 
-def _check_file(out: Path) -> None:
+def check_file(out: Path) -> None:
     """Refuse, before any work, a place or a format that cannot be written."""
     from refold.data.sinks import check_format, check_writable
 
@@ -350,11 +369,12 @@ def _check_file(out: Path) -> None:
     check_writable(out)
 
 
-def _opened(model: Path, data: str, out: Path, quiet: bool) -> tuple[Autoencoder, Any]:
+def opened(model: Path, data: str, out: Path, quiet: bool) -> tuple[Autoencoder, Any]:
+    """Check the file to write, load the model and read the data."""
     from refold.data.sources import read
     from refold.estimator import load
 
-    _check_file(out)
+    check_file(out)
     if out.is_file() and Path(data).is_file() and out.samefile(data):
         raise InputError(f"--out {out} is the data itself; choose another name")
     ae, table = load(model), read(data)
@@ -364,7 +384,7 @@ def _opened(model: Path, data: str, out: Path, quiet: bool) -> tuple[Autoencoder
 
 
 @contextmanager
-def _remarks(quiet: bool) -> Generator[None]:
+def remarks(quiet: bool) -> Generator[None]:
     """Print the warnings about the input, each once, as remarks."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -374,9 +394,10 @@ def _remarks(quiet: bool) -> Generator[None]:
             remark(text)
 
 
-def _write(
+def write_columns(
     columns: dict[str, Any], out: Path, text: str, quiet: bool, as_json: bool, **facts: Any
 ) -> None:
+    """Write columns to a file, and say so."""
     from refold.data.sinks import write
 
     write(columns, out)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from refold.cli import commands
+from refold.cli import commands, judging
 
 
 @commands.app.command()
@@ -35,7 +35,7 @@ def demo(
     commands.fit(str(data), model, quiet=quiet)
     commands.embed(model, str(data), out / "codes.csv", quiet=quiet)
     commands.reconstruct(model, str(data), out / "reconstructed.npy", quiet=quiet)
-    commands.score(model, str(data), out / "scores.csv", quiet=quiet)
+    judging.score(model, str(data), out / "scores.csv", quiet=quiet)
     commands.report(model, report, str(data), quiet=quiet)
     if not quiet:
         print(f"\nopen    {report.resolve()}")

@@ -12,6 +12,8 @@ from refold.hints import expectation, fits
 NESTED = ("latent", "corruption", "fusion")
 OWN = ("fields", "verbose")  # the command line has a way of its own to say these
 
+MONITOR = ("window", "stride", "timestamp", "contamination")  # of refold.Monitor
+
 EACH = {  # said for all recipes at once, in words of their own
     "recipe": "--recipes", "latent": "--latent", "epochs": "--epochs", "seed": "--seed",
 }  # fmt: skip
@@ -66,6 +68,20 @@ def constructor_arguments(
     if fields:
         arguments["fields"] = fields
     return arguments
+
+
+def monitor_arguments(settings: Sequence[str], **given: Any) -> dict[str, Any]:
+    """Turn the options of ``refold fit --series`` into arguments of :class:`refold.Monitor`.
+
+    >>> monitor_arguments(["window=48", "lr=0.001"], recipe=None, latent=None, epochs=9, seed=0)
+    {'epochs': 9, 'seed': 0, 'lr': 0.001, 'window': 48}
+    """
+    own = [s for s in settings if s.partition("=")[0] in MONITOR]
+    rest = constructor_arguments(**given, ignore=(), settings=[s for s in settings if s not in own])
+    if rest.pop("fields", None):
+        raise InputError("a series has steps, and its channels are found; leave field.COLUMN out")
+    found = {k: v for k, v in rest.items() if v is not None}
+    return found | {k: literal(text) for k, _, text in (s.partition("=") for s in own)}
 
 
 def shared_arguments(ignore: Sequence[str], settings: Sequence[str]) -> dict[str, Any]:

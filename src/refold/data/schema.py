@@ -117,7 +117,8 @@ class Schema:
         columns = self._renamed(dict(table.columns))
         learnt = [c for f in self.fields.values() for c in f.columns]
         needed = [c for f in self.fields.values() for c in f.columns if not f.target]
-        if not any(c in columns or c in quiet for c in needed):
+        expected = [c for c in needed if c not in quiet] or needed
+        if not any(c in columns for c in expected) and not (set(needed) - set(expected)):
             raise InputError(
                 f"none of the columns the model was trained on is in the data: expected "
                 f"{_some(needed)}, got {_some(list(columns))}"

@@ -118,6 +118,8 @@ class Calibration:
 
     def entry_p_values(self, added: NDArray[np.floating]) -> NDArray[np.float64]:
         """Share of held-out rows, with the row itself, where an entry adds as much, ``[n, E]``."""
+        if not len(self.parts):
+            return np.ones(added.shape)
         rank = np.stack(
             [
                 np.searchsorted(mine, own, side="left")

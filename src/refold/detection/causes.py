@@ -54,7 +54,7 @@ def explain(
     fields = {k: schema.fields[k] for k in judged_fields(model, detector)}
     found = [leading(row, fields, top) for row in added]
     guess = _without(model, rows, schema, found, fields)
-    seen, expected = Values(rows.x, fields, table), Values(guess, fields)
+    seen, expected = Values(rows.x, fields, table, True), Values(guess, fields, table, False)
     known = [rows.observed[k] for k in fields]
     sizes = [rows.x[k][0].numel() for k in fields]
     there = np.concatenate(
@@ -158,20 +158,19 @@ def _without(
 
 
 class Values:
-    """Entries of rows as the user writes them, looked up by row and position among all entries."""
+    """Entries of rows as the user writes them, looked up by row and position among all entries.
+
+    They are those of the ``table`` itself where they are ``given``, else what ``x`` stands for.
+    """
 
     def __init__(
-        self, x: Mapping[str, torch.Tensor], fields: Mapping[str, Field], given: Table | None = None
+        self,
+        x: Mapping[str, torch.Tensor],
+        fields: Mapping[str, Field],
+        table: Table,
+        given: bool,
     ) -> None:
-        self._parts: list[NDArray[Any]] = []
-        for name, own in fields.items():
-            # As they came: a class never seen has no tensor that could be turned back.
-            columns = own.to_values(x[name]) if given is None or own.block else given.columns
-            each = [_plain(columns[c], own) for c in own.columns]
-            flat = [values.reshape(len(values), -1) for values in each]
-            if sum(v.shape[1] for v in flat) != len(own.entries):  # rows of several lengths
-                flat = [x[name].flatten(1).cpu().numpy()]
-            self._parts.append(np.concatenate(flat, 1))
+        self._parts = [_written(x[k], own, table, given) for k, own in fields.items()]
         self._first = np.cumsum([0, *(p.shape[1] for p in self._parts)])
 
     def at(self, row: int, cause: Cause) -> Any:
@@ -182,6 +181,22 @@ class Values:
         if len(found) == 1:
             return found[0].item() if isinstance(found[0], np.generic) else found[0]
         return float(np.nanmean(found.astype(np.float64)))
+
+
+def _written(x: torch.Tensor, own: Field, table: Table, given: bool) -> NDArray[Any]:
+    """Entries of a field as the user writes them, ``[n, E]``."""
+    if isinstance(own, Series):  # at the level of the row, and of all steps whatever its length
+        column = table.columns.get(own.columns[0])
+        known = given and column is not None
+        values = own.given_numbers(column) if known else own.numbers(x, column)
+        return values.reshape(len(x), -1)
+    # As they came: a class never seen has no tensor that could be turned back.
+    columns = table.columns if given and not own.block else own.to_values(x)
+    none = np.full(len(x), None)
+    flat = [_plain(columns.get(c, none), own).reshape(len(x), -1) for c in own.columns]
+    if sum(v.shape[1] for v in flat) != len(own.entries):  # texts of several lengths
+        flat = [x.flatten(1).cpu().numpy()]
+    return np.concatenate(flat, 1)
 
 
 def _plain(values: Column, own: Field) -> NDArray[Any]:

@@ -57,7 +57,7 @@ class Errors(Evidence):
         """Root of the mean over observed entries, ``[B, 1]``; 1 where nothing was observed."""
         amounts, there = self._amounts(output), observed(output)
         if there is None:
-            return amounts.mean(1, keepdim=True).sqrt()
+            return (amounts.sum(1, keepdim=True) / amounts.shape[1]).sqrt()
         count = there.sum(1, keepdim=True)
         figure = (amounts.sum(1, keepdim=True) / count.clamp_min(1)).sqrt()
         return torch.where(count > 0, figure, torch.ones_like(figure))

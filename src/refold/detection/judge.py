@@ -16,7 +16,7 @@ from refold.detection.detector import Detector
 from refold.detection.discoveries import benjamini_hochberg
 from refold.errors import InputError
 from refold.hints import fits
-from refold.model import Model
+from refold.model import Model, Output
 from refold.types import Batch
 
 
@@ -80,9 +80,11 @@ class Rule:
 @torch.inference_mode()
 def scores(model: Model, detector: Detector, rows: Batch, schema: Schema) -> Tensor:
     """How unusual each row is, ``[n]`` in double precision."""
-    return torch.cat(
-        [detector.score(o)[:n].double().cpu() for o, n in inference.outputs(model, rows, schema)]
-    )
+
+    def work(output: Output, count: int) -> Tensor:
+        return detector.score(output)[:count].double().cpu()
+
+    return torch.cat(inference.each(work, model, rows, schema))
 
 
 @torch.inference_mode()

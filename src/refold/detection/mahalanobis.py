@@ -11,7 +11,7 @@ from torch import Tensor
 
 from refold import inference
 from refold.data.schema import Schema
-from refold.detection.base import Evidence, parted, register
+from refold.detection.base import Evidence, observed, parted, register
 from refold.detection.values import Values
 from refold.model import Model, Output
 from refold.types import Batch
@@ -76,8 +76,10 @@ class Mahalanobis(Evidence):
         )
 
     def figures(self, output: Output) -> Tensor:
-        """Distance from the centre, ``[B, 1]``."""
-        return self._terms(output).sum(1, keepdim=True).clamp_min(0.0).sqrt() / self.unit
+        """Distance from the centre, ``[B, 1]``; 1 where nothing was observed."""
+        figure = self._terms(output).sum(1, keepdim=True).clamp_min(0.0).sqrt() / self.unit
+        there = observed(output)
+        return figure if there is None else figure.masked_fill(~there.any(1, keepdim=True), 1.0)
 
     def shares(self, output: Output) -> Tensor:
         """Size of each entry's term."""

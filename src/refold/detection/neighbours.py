@@ -21,6 +21,7 @@ SAME = 1e-5  # squared distance, over the squared length, up to which a row is t
 MOST = 8192  # rows that tell what distance is usual
 COMPARED, NEAR, WILD = 256, 5, 3  # references, those taken, entries left out, to tell what differs
 ROOM = 1 << 21  # numbers compared at once
+AT_ONCE = 512  # rows whose distances to all references stay in cache
 
 
 @final
@@ -68,7 +69,7 @@ class Neighbours(Evidence):
     ) -> None:
         super().__init__(when)
         sizes = (*groups, references)
-        if not groups or any(m < 1 or n % m for m, n in pairwise(sizes)):
+        if not groups or min(sizes) < 1 or any(n % m for m, n in pairwise(sizes)):
             raise InputError(
                 f"neighbours has references={references} and groups={groups}; give sizes of which "
                 f"each divides the next, and the last the references, as in (16, 64, 256)"
@@ -105,15 +106,26 @@ class Neighbours(Evidence):
 
     def figures(self, output: Output) -> Tensor:
         """Mean distance to the nearest of each group, ``[B, K]`` for ``K`` sizes of groups."""
-        squares, length, stretch = self._squares(output)
+        stretch: Tensor | None = None
+        x, there = output.code.z.flatten(1), None
+        if self.space == "values":
+            x, there = self.values(output)
+        if there is not None:
+            x = x.masked_fill(~there, 0.0)
+            seen = observed(output)
+            assert seen is not None
+            stretch = (seen.shape[1] / seen.sum(1, keepdim=True)).sqrt()
+        length = x.square().sum(1, keepdim=True)
+        squares = self._nearest(x, there, length)
         found: list[Tensor] = []
-        before = 1
+        before = self.groups[0]
         for m in self.groups:
             squares = grouped(squares, m // before)
             before = m
-            distance = (squares + length).clamp_min_(0.0).sqrt_()
-            there = distance.isfinite()  # a group may hold nothing but the row itself
-            found.append(distance.masked_fill_(~there, 0.0).sum(1) / there.sum(1).clamp_min(1))
+            distance = (squares + length).clamp_min(0.0).sqrt_()
+            alone = distance.isinf()  # a group may hold nothing but the row itself
+            count = distance.shape[1] - alone.sum(1)
+            found.append(distance.masked_fill_(alone, 0.0).sum(1) / count.clamp_min_(1))
         figures = torch.stack(found, 1) / self.unit
         if stretch is None:
             return figures
@@ -139,40 +151,40 @@ class Neighbours(Evidence):
             found.append(apart.take_along_dim(near.unsqueeze(2), 1).mean(1))
         return parted(torch.cat(found))
 
-    def _squares(self, output: Output) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Squared distances ``[B, R]`` less the row's squared length ``[B, 1]``, which follows.
+    def _nearest(self, x: Tensor, there: Tensor | None, length: Tensor) -> Tensor:
+        """Least squared distance to each of the smallest groups, less the row's squared length.
 
-        And by what distances are stretched where entries are missing, infinite where all are.
+        A few rows at a time, so that what is reduced is still in cache. A row that is a reference
+        itself is compared with all others.
         """
-        stretch: Tensor | None = None
-        if self.space == "code":
-            x = output.code.z.flatten(1)
-            squares = torch.addmm(self.lengths, x, self.points.t(), alpha=-2.0)
-        else:
-            x, there = self.values(output)
-            if there is None:
-                squares = torch.addmm(self.lengths, x, self.points.t(), alpha=-2.0)
-            else:
-                x = x.masked_fill(~there, 0.0)
-                squares = there.to(x.dtype) @ self.points.square().t()
-                squares = torch.addmm(squares, x, self.points.t(), alpha=-2.0)
-                seen = observed(output)
-                assert seen is not None
-                stretch = (seen.shape[1] / seen.sum(1, keepdim=True)).sqrt()
-        length = x.square().sum(1, keepdim=True)
-        itself = (squares.amin(1, keepdim=True) + length <= 2 * SAME * length).flatten().nonzero()
-        if len(itself):
-            at = itself.flatten()
-            mine = squares[at]
-            row = self.row[mine.argmin(1)]
-            squares[at] = mine.masked_fill(self.row == row.unsqueeze(1), torch.inf)
-        return squares, length, stretch
+        m = self.groups[0]
+        found = x.new_empty(len(x), self.references // m)
+        room = x.new_empty(min(len(x), AT_ONCE), self.references)
+        for start in range(0, len(x), AT_ONCE):
+            at = slice(start, start + AT_ONCE)
+            squares = self._squares(x[at], None if there is None else there[at], room)
+            found[at] = grouped(squares, m)
+            itself = found[at].amin(1, keepdim=True) + length[at] <= 2 * SAME * length[at]
+            if itself.any():
+                row = self.row[squares.argmin(1, keepdim=True)]
+                squares.masked_fill_(itself & (self.row == row), torch.inf)
+                found[at] = grouped(squares, m)
+        return found
+
+    def _squares(self, x: Tensor, there: Tensor | None, room: Tensor) -> Tensor:
+        """Squared distances ``[B, R]`` less the row's squared length, over what was observed."""
+        room = room[: len(x)]
+        squares = torch.addmm(self.lengths, x, self.points.t(), alpha=-2.0, out=room)
+        if there is not None:
+            # Taken off what is complete, so that a row without gaps is the same beside others.
+            squares.sub_((~there).to(x.dtype) @ self.points.square().t())
+        return squares
 
 
 def grouped(squares: Tensor, m: int) -> Tensor:
-    """Least of each group of ``m`` columns that lie equally far apart, ``[B, R]`` to ``[B, R/m]``.
+    """Least of each group of ``m`` columns beside one another, ``[B, R]`` to ``[B, R/m]``.
 
     >>> grouped(torch.tensor([[1.0, 9.0, 3.0, 2.0]]), 2)
     tensor([[1., 2.]])
     """
-    return squares if m == 1 else squares.unflatten(1, (m, -1)).amin(1)
+    return squares if m == 1 else squares.unflatten(1, (-1, m)).amin(2)

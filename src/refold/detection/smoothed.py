@@ -9,7 +9,7 @@ from torch import Tensor
 
 from refold import inference
 from refold.data.schema import Schema
-from refold.detection.base import Evidence, parted, register
+from refold.detection.base import Evidence, observed, parted, register
 from refold.errors import InputError
 from refold.model import Model, Output
 from refold.ops.images import blur
@@ -60,8 +60,10 @@ class Smoothed(Evidence):
         self.keep(unit=torch.cat(found).double().mean().clamp_min(1e-12).float())
 
     def figures(self, output: Output) -> Tensor:
-        """Squared blurred error over contrast, summed over all images, ``[B, 1]``."""
-        return self._amounts(output).sum(1, keepdim=True) / self.unit
+        """Squared blurred error over contrast, summed, ``[B, 1]``; 1 of rows of gaps alone."""
+        figure = self._amounts(output).sum(1, keepdim=True) / self.unit
+        there = observed(output)
+        return figure if there is None else figure.masked_fill(~there.any(1, keepdim=True), 1.0)
 
     def shares(self, output: Output) -> Tensor:
         """Each pixel's part of the sum."""

@@ -101,7 +101,7 @@ class Scale:
     @classmethod
     def of(cls, values: NDArray[Any], pooled: bool = False) -> Scale:
         """Learn from ``values`` ``[n, E]``, NaN where missing; ``pooled`` shares one deviation."""
-        seen = ~np.isnan(values)
+        seen = np.isfinite(values)  # what is infinite is refused later, by its row
         count = np.maximum(seen.sum(0), 1)
         mean = np.where(seen, values, 0.0).sum(0, dtype=np.float64) / count
         centred = np.where(seen, values - mean, 0.0)

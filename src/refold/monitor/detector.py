@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from refold import inference
 from refold.data.containers import container
 from refold.data.windows import per_step, windows
-from refold.errors import InputError
-from refold.estimator import Autoencoder, InputWarning
+from refold.errors import InputError, InputWarning
+from refold.estimator import Autoencoder
 from refold.monitor.calendar import Profile
 from refold.table import Table
 

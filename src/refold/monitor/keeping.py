@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from refold.data.sinks import atomic_folder
 from refold.errors import InputError
 from refold.estimator import Autoencoder
+from refold.modelfile import MONITOR
 from refold.monitor.calendar import Profile
 from refold.monitor.detector import Detector, Figures, Own
 from refold.monitor.evidence import Law, Reference
@@ -24,7 +25,7 @@ from refold.monitor.timeline import Grid
 from refold.version import VERSION
 
 FORMAT = 1
-CONFIG, ARRAYS, MODEL = "monitor.json", "monitor.safetensors", "model"
+CONFIG, ARRAYS, MODEL = MONITOR, "monitor.safetensors", "model"
 
 
 def is_monitor(path: Path) -> bool:

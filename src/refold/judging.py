@@ -1,0 +1,194 @@
+"""How an estimator judges rows: scores, p-values, causes, drift."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
+
+from refold import inference
+from refold.data.containers import frame
+from refold.data.schema import Schema
+from refold.detection import Calibration, Detector, Drift, Reference, Rule, causes, judge
+from refold.detection.two_samples import chosen
+from refold.errors import InputError, InputWarning
+from refold.hints import fits
+from refold.model import Model
+from refold.table import Table
+from refold.types import Batch
+
+DRIFTING = 400  # rows whose codes tell whether rows have changed
+FEWEST = 10  # rows that others can be compared with
+MOST_CAUSES = 1_000_000  # of a row; beyond, something was mistyped
+
+
+class Judging(ABC):
+    """What a fitted model and its detector say of rows: how unusual, how sure, and why."""
+
+    model_: Model
+    schema_: Schema
+    detector_: Detector
+    calibration_: Calibration
+    reference_: Reference
+
+    @abstractmethod
+    def _read(self, X: Any) -> Table:
+        """Rows as columns."""
+
+    @abstractmethod
+    def _encode(self, table: Table, absent: Collection[str] = ()) -> Batch:
+        """Rows as tensors."""
+
+    def score_samples(self, X: Any) -> NDArray[np.float64]:
+        """How normal each row is, ``[n]``; higher is more normal.
+
+        With evidence, as in ``recipe="anomaly"``, minus how unusual the row is: of -1 where it is
+        as rows of training are, of -2 where it is twice as far from what is expected. Else minus
+        its weighted cost, in nats with ``weights="equal"``; a target costs where its value is
+        there.
+        """
+        check_is_fitted(self)
+        rows = self._encode(self._read(X))
+        return -judge.scores(self.model_, self.detector_, rows, self.schema_).numpy()
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Mean of :meth:`score_samples`, so that a search can maximise it."""
+        return float(self.score_samples(X).mean())
+
+    def anomalies(
+        self,
+        X: Any,
+        alpha: float | None = None,
+        *,
+        share: float | None = None,
+        expected: float | None = None,
+        discoveries: float | None = None,
+    ) -> Any:
+        """Judge each row: ``score``, ``p_value``, ``is_anomaly`` and ``cause``, as a frame.
+
+        ``p_value`` is the rank of the row's score among those of held-out rows. Anomalies are rows
+        with a p-value up to ``alpha`` (0.01 unless said, a false-positive rate), or the most
+        unusual ``share`` of the rows of ``X``, or so few that ``expected`` false alarms are to be
+        expected among them, or ``discoveries`` of which on average at most such a share is none;
+        see :class:`refold.detection.Rule`. A warning says when so few rows were held out that none
+        can be flagged. ``cause`` is the column, entry or pixel with the largest share of the score;
+        :meth:`explain` says more.
+        """
+        table = self._read(X)
+        judged = self.judge(table, alpha, share=share, expected=expected, discoveries=discoveries)
+        return frame(judged, table.container)
+
+    def judge(
+        self,
+        X: Any,
+        alpha: float | None = None,
+        *,
+        share: float | None = None,
+        expected: float | None = None,
+        discoveries: float | None = None,
+    ) -> dict[str, NDArray[np.generic]]:
+        """Columns of :meth:`anomalies` as plain arrays."""
+        check_is_fitted(self)
+        rule = Rule(alpha, share, expected, discoveries)
+        rows = self._encode(self._read(X))
+        least, compared = self.calibration_.smallest, len(self.calibration_.scores)
+        level = rule.level(len(rows))
+        if least > level:
+            warnings.warn(
+                f"no row can be an anomaly at alpha {level:.2g}: {compared} rows to compare with "
+                f"give p-values from {least:.2g}; use a larger alpha or fit on more rows",
+                InputWarning,
+                stacklevel=2,
+            )
+        return judge.judge(self.model_, self.detector_, self.calibration_, rows, self.schema_, rule)
+
+    def explain(self, X: Any, top: int = 3) -> Any:
+        """Say of each row what raised its score, as a frame of ``top`` causes a row.
+
+        Columns: ``row`` (its position), ``cause`` (the column, entry or pixel; of a series the
+        steps from the first to the last, ``name[40:52]``), the value ``seen`` there and the one
+        ``expected`` given the rest of the row (means over steps), the ``share`` of the row's score
+        and its ``p_value``, the share of held-out rows in which that entry adds as much. Causes of
+        a row are in order, the first that of :meth:`anomalies`.
+
+        >>> import numpy as np
+        >>> X = np.random.default_rng(0).normal(size=(300, 1)) @ np.ones((1, 4))
+        >>> X[0, 2] += 6
+        >>> from refold import Autoencoder
+        >>> ae = Autoencoder(recipe="anomaly", epochs=2).fit(X[1:])
+        >>> str(ae.explain(X[:1], top=1)["cause"][0])
+        'x2'
+        """
+        check_is_fitted(self)
+        if not fits(top, int) or not 1 <= top <= MOST_CAUSES:
+            raise InputError(f"asked for {top!r} causes; ask for a whole number, 1 or more")
+        table = self._read(X)
+        rows = self._encode(table)
+        found = causes.explain(
+            self.model_, self.detector_, self.calibration_, rows, self.schema_, top, table
+        )
+        return frame(found, table.container)
+
+    def contributions(self, X: Any) -> dict[str, NDArray[np.float32]]:
+        """What every entry adds to minus :meth:`score_samples`, by field ``{name: [n, *shape]}``.
+
+        Of images this is a heat map, of series one number per step. With evidence, as in
+        ``recipe="anomaly"``, they add up to the score; without, the costs of the code join them.
+        """
+        check_is_fitted(self)
+        rows = self._encode(self._read(X))
+        added = judge.contributions(self.model_, self.detector_, rows, self.schema_).numpy()
+        names = judge.judged_fields(self.model_, self.detector_)
+        ends = np.cumsum([rows.x[k][0].numel() for k in names])
+        parts = np.split(added, ends[:-1], axis=1)
+        return {k: p.reshape(rows.x[k].shape) for k, p in zip(names, parts, strict=True)}
+
+    def drift(self, X: Any, alpha: float = 0.01) -> Drift | None:
+        """Say how rows as a whole differ from those of the fit, or None where nothing is found.
+
+        Where many rows are anomalies at once, it may be the data that changed: ``sentence`` names
+        the columns that did, ``changes`` has all comparisons. Of rows like those of the fit at most
+        a share ``alpha`` of batches is reported; see :class:`refold.detection.Reference`.
+
+        >>> import numpy as np
+        >>> X = np.random.default_rng(0).normal(size=(300, 3))
+        >>> from refold import Autoencoder
+        >>> Autoencoder(2, recipe="pca").fit(X).drift(X + [0, 5, 0]).sentence.split(":")[1][:16]
+        " 'x1' is higher "
+        """
+        check_is_fitted(self)
+        if not fits(alpha, float) or not 0 < alpha < 1:
+            raise InputError(f"alpha is {alpha!r}; it must lie between 0 and 1")
+        rows = self._encode(self._read(X))
+        codes = None
+        if self.calibration_.held_out and len(self.calibration_.codes):
+            few = rows.rows(chosen(len(rows), DRIFTING))
+            codes = (
+                self.calibration_.codes,
+                inference.embed(self.model_, few, self.schema_).float().numpy(),
+            )
+        return self.reference_.compare(rows, self.schema_, codes, alpha=alpha)
+
+    def recalibrate(self, X: Any) -> Self:
+        """Compare later rows with these, which are clean and were not learnt from.
+
+        P-values, flags and the reports of drift are then those of the new rows; scores stay.
+        Raises :class:`InputError` below ten rows, which nothing can be compared with.
+        """
+        check_is_fitted(self)
+        rows = self._encode(self._read(X))
+        if len(rows) < FEWEST:
+            raise InputError(
+                f"got {len(rows)} rows to compare with; give {FEWEST} or more, 99 for an alpha of "
+                f"0.01"
+            )
+        self.calibration_ = Calibration.of(
+            self.model_, self.detector_, rows, self.schema_, held_out=True
+        )
+        self.reference_ = Reference.of(rows, self.schema_, rows)
+        return self
