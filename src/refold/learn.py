@@ -145,8 +145,7 @@ def learn(
         usual.pop("precision", "") == "bfloat16" and not course.float32 and fast_bfloat16(device)
     )
     wanted = {k: v for k, v in usual.items() if k in course.plan}
-    plan = Plan.choose(len(train_at), **{**course.plan, **wanted, **given})
-    plan = replace(plan, last=chosen.parts.last)
+    plan = Plan.choose(len(train_at), **{**course.plan, **wanted, **given}, last=chosen.parts.last)
     if course.plan.get("labelled") and not schema.targets:
         reasons.append("labelled has no effect: no column is a target")
     solved = _is_solved(chosen, model, every, course)

@@ -16,7 +16,7 @@ def wide(rows: int, entries: int) -> Mapping[str, Any]:
 def brisk(rows: int, entries: int) -> Mapping[str, Any]:
     """Large steps, a few hundred to some thousand of them."""
     batch = 128 if rows >= 512 else max(16, rows // 4)
-    steps = min(1500, max(400, 10 * rows // batch))
+    steps = min(1500, max(250, 10 * rows // batch))
     return {
         "batch_size": batch,
         "epochs": max(1, round(steps / -(-rows // batch))),

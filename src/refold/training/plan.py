@@ -100,6 +100,7 @@ class Plan:
         patience: int | None = None,
         min_delta: float = 1e-5,
         labelled: int | None = None,
+        last: bool = False,
     ) -> Plan:
         """Fill in what was not given for ``rows`` training rows.
 
@@ -115,8 +116,9 @@ class Plan:
         budget = int(10_000 * (rows / 60_000) ** 0.25)
         count = max(3, round(budget / per_epoch)) if epochs is None else epochs
         steps = count * per_epoch
-        # Whole epochs between evaluations, at most some sixty of them in a run.
-        period = per_epoch * max(1, round(count / 60))
+        # Whole epochs between evaluations, at most some sixty of them in a run, or a dozen where
+        # they decide nothing.
+        period = per_epoch * max(1, round(count / (12 if last else 60)))
         evaluations = -(-steps // period) if period else 0
         given = PartSpec.parse(optimizer)
         if given.name not in OPTIMIZERS:
@@ -127,7 +129,7 @@ class Plan:
             batch, steps, period, per_epoch, 2e-3 if lr is None else lr, given,
             schedule or "cosine",
             patience if patience is not None else max(5, evaluations // 4),
-            min_delta, labelled or 0,
+            min_delta, labelled or 0, last,
         )  # fmt: skip
 
     def without_steps(self) -> Plan:
