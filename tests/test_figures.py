@@ -673,7 +673,7 @@ def test_the_report_shows_the_figures_it_names(digits, tmp_path):
     shown = {name for name, figure in drawn_of(evidence) if figure.panels and figure.html() in page}
     assert shown == {
         "training", "health", "deep", "histograms", "activity", "codes", "correlation",
-        "dictionary", "units", "walks",
+        "dictionary", "units", "walks", "scores", "p_values",
     }  # fmt: skip
     assert figures.histograms(digits, IMAGES).html() in page
     assert inspect.dictionary(digits.model_, digits.schema_) is not None

@@ -277,7 +277,7 @@ def test_worst_rows_are_those_with_the_lowest_scores(vector_model, vectors, tmp_
     rows = page.headings[8:]
     assert rows == np.argsort(vector_model.score_samples(vectors), kind="stable")[:12].tolist()
     causes = vector_model.anomalies(vectors)["cause"]
-    assert f"cause: {causes[rows[0]]}" in page.section("worst")
+    assert f"p {causes[rows[0]]} " in page.section("worst")
 
 
 def test_pictures_are_the_images_and_captions_their_errors(images, tmp_path):

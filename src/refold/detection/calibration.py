@@ -12,7 +12,7 @@ from torch import Tensor
 
 from refold import inference
 from refold.data.schema import Schema
-from refold.detection.detector import NOVELTY, OUTLIERS, Detector
+from refold.detection.detector import NOVELTY, OUTLIERS, Detector, spaced
 from refold.model import Model, Output
 from refold.types import Batch
 
@@ -30,8 +30,8 @@ class Calibration:
     column ascending. ``held_out`` is False where there were too few rows to hold any out, so that
     the training rows had to serve. ``bare`` are the scores without the targets, for rows that come
     without them; none where the model has no targets, or none that its detector looks at.
-    ``learnt`` are the scores of all rows of the fit, ascending, where the detector judges these
-    apart.
+    ``learnt`` are the scores of rows of the fit, up to 10,000, ascending, where the detector judges
+    these apart.
     """
 
     scores: NDArray[np.float64]
@@ -69,15 +69,15 @@ class Calibration:
             if sum(map(len, parts)) < PARTS:
                 parts.append(detector.contributions(output, setting)[:count].float().cpu())
         every = torch.cat(scores).numpy()
-        spaced = slice(None, None, -(-len(every) // SHOWN))
+        every_few = slice(None, None, -(-len(every) // SHOWN))
         targets = targets_of(model) if not detector.parts else []
         without = np.sort(torch.cat(bare).numpy())[: len(every) if targets else 0]
         added = torch.cat(parts)[:PARTS]
         added = added[: max(1, NUMBERS // added.shape[1])].sort(0).values.numpy()
-        shown = torch.cat(codes).numpy()[spaced], every[spaced]
+        shown = torch.cat(codes).numpy()[every_few], every[every_few]
         learnt: list[Tensor] = []
         if fitted is not None and detector.setting is None:
-            passes = inference.outputs(model, fitted, schema)
+            passes = inference.outputs(model, spaced(fitted), schema)
             learnt = [-detector.score(o, OUTLIERS)[:n].double().cpu() for o, n in passes]
         own = torch.cat(learnt).sort().values.numpy() if learnt else np.zeros(0)
         return cls(np.sort(every), *shown, added, held_out, without, own)
@@ -102,8 +102,8 @@ class Calibration:
         other recipes they also choose the best weights, which makes scores of theirs a little
         better than a new row's; where no row could be held out, nothing is promised.
         Rows that are ``bare`` of targets are compared with held-out rows without theirs. Rows that
-        were ``learnt`` from have their rank among all rows of the fit: at most a share
-        :math:`\alpha` of these has :math:`p \le \alpha`.
+        were ``learnt`` from have their rank among the rows of the fit, of which at most a share
+        :math:`\alpha` has :math:`p \le \alpha`.
 
         Source: Vovk, Gammerman & Shafer, Algorithmic Learning in a Random World, 2005.
         """
@@ -112,8 +112,8 @@ class Calibration:
             rank = np.where(bare, np.searchsorted(self.bare, scores, side="right"), rank)
         found = (1 + rank) / (1 + len(self.scores))
         if learnt is not None and len(self.learnt):
-            own = np.searchsorted(self.learnt, scores, side="right") / len(self.learnt)
-            found = np.where(learnt, own, found)
+            own = np.searchsorted(self.learnt, scores, side="right")
+            found = np.where(learnt, (1 + own) / (1 + len(self.learnt)), found)
         return found
 
     def entry_p_values(self, added: NDArray[np.floating]) -> NDArray[np.float64]:

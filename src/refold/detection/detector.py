@@ -18,6 +18,7 @@ from refold.types import Batch
 FAINT = 1e-3  # what is added to each figure, so that one of zero does not decide alone
 TENTH = 0.1  # rows that evidence of outliers does without, where no share is known
 MOST = 1_000_000  # rows of a fit that are known again
+ENOUGH = 10_000  # rows that tell what is usual
 NOVELTY, OUTLIERS = "novelty", "outliers"
 
 
@@ -67,6 +68,7 @@ class Detector(nn.Module):
         fitted: Batch | None = None,
     ) -> Detector:
         """Learn what is usual from rows of training; ``fitted`` are those that are known again."""
+        rows = spaced(rows)
         parts = [evidences.build(spec) for spec in specs]
         heard = [p for p in parts if setting is None or p.when in ("always", setting)] or parts
         clean: Batch | None = None
@@ -163,6 +165,11 @@ def ordinary(model: Model, rows: Batch, schema: Schema, share: float) -> Tensor:
     scores = [detector.score(o)[:n] for o, n in inference.outputs(model, rows, schema)]
     order = torch.cat(scores).argsort()
     return order[: max(2, len(rows) - round(share * len(rows)))].sort().values
+
+
+def spaced(rows: Batch) -> Batch:
+    """Rows spread over all of them, as many as tell what is usual."""
+    return rows.rows(slice(None, None, -(-len(rows) // ENOUGH)))
 
 
 def fingerprints(rows: Batch) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import final
 
 import torch
@@ -18,9 +18,7 @@ from refold.types import Batch
 
 SPACES = ("values", "code")
 SAME = 1e-5  # squared distance, over the squared length, up to which a row is the reference itself
-MOST = 8192  # rows that tell what distance is usual
 COMPARED, NEAR, WILD = 256, 5, 3  # references, those taken, entries left out, to tell what differs
-ROOM = 1 << 21  # numbers compared at once
 AT_ONCE = 512  # rows whose distances to all references stay in cache
 
 
@@ -100,8 +98,7 @@ class Neighbours(Evidence):
         row = place.to(points.device)
         self.keep(points=points, lengths=points.square().sum(1), row=row, compared=seen)
         self.to(points.device)
-        few = rows.rows(slice(None, None, -(-len(rows) // MOST)))
-        found = [self.figures(o)[:count] for o, count in inference.outputs(model, few, schema)]
+        found = [self.figures(o)[:count] for o, count in inference.outputs(model, rows, schema)]
         self.keep(unit=torch.cat(found).double().mean(0).clamp_min(1e-6).float())
 
     def figures(self, output: Output) -> Tensor:
@@ -138,18 +135,35 @@ class Neighbours(Evidence):
         is far from is no comparison for the others.
         """
         view, there = self.values(output)
+        known = there if there is None else there.to(view.dtype)
         found: list[Tensor] = []
-        for i, part in enumerate(view.split(max(1, ROOM // self.compared.numel()))):
-            apart = self.values.by_entry((part.unsqueeze(1) - self.compared).square())
-            if there is not None:
-                seen = observed(output)
-                assert seen is not None
-                apart = apart.masked_fill(~seen.split(len(part))[i].unsqueeze(1), 0.0)
-            wild = min(WILD, apart.shape[2] // 2)
-            rest = apart.sum(2) - apart.topk(wild, 2).values.sum(2)
-            near = rest.topk(min(NEAR, len(self.compared)), 1, largest=False).indices
-            found.append(apart.take_along_dim(near.unsqueeze(2), 1).mean(1))
+        for start in range(0, len(view), AT_ONCE):
+            part = view[start : start + AT_ONCE]
+            own = None if known is None else known[start : start + AT_ONCE]
+            near = self._nearest_in_most(part, own)
+            apart = (part.unsqueeze(1) - self.compared[near]).square().mean(1)
+            found.append(self.values.by_entry(apart if own is None else apart * own))
         return parted(torch.cat(found))
+
+    def _nearest_in_most(self, view: Tensor, known: Tensor | None) -> Tensor:
+        """References ``[B, 5]`` that are nearest without the entries in which they differ most.
+
+        The largest differences are kept entry by entry: to sort all of them would cost ten times
+        as much.
+        """
+        columns, number = self.compared.t().contiguous(), self.values.entry.tolist()
+        total = view.new_zeros(len(view), columns.shape[1])
+        largest = [total] * min(WILD, (number[-1] + 1) // 2)
+        for _, mine in groupby(range(len(number)), number.__getitem__):
+            apart = torch.zeros_like(total)
+            for c in mine:
+                difference = (view[:, c, None] - columns[c]).square_()
+                apart += difference if known is None else difference * known[:, c, None]
+            total = total + apart
+            for i, most in enumerate(largest):
+                largest[i], apart = torch.maximum(most, apart), torch.minimum(most, apart)
+        rest = total - torch.stack(largest).sum(0) if largest else total
+        return rest.topk(min(NEAR, columns.shape[1]), 1, largest=False).indices
 
     def _nearest(self, x: Tensor, there: Tensor | None, length: Tensor) -> Tensor:
         """Least squared distance to each of the smallest groups, less the row's squared length.

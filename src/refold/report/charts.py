@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +95,8 @@ class Line:
 class LineChart:
     """Curves over a common axis, ready to draw.
 
-    ``mark`` is a vertical line, ``phases`` are vertical lines with a name each.
+    ``mark`` is a vertical line, ``phases`` are vertical lines with a name each, ``spans`` intervals
+    that are shaded.
     """
 
     title: str
@@ -104,6 +105,14 @@ class LineChart:
     lines: tuple[Line, ...]
     mark: float | None = None
     phases: tuple[tuple[float, str], ...] = ()
+    spans: tuple[tuple[float, float], ...] = ()
+
+
+def shaded(chart: LineChart, intervals: Sequence[tuple[float, float]]) -> LineChart:
+    """Shade intervals of the horizontal axis, as far as they lie on it."""
+    x = chart.x
+    inside = [(max(x.low, a), min(x.high, b)) for a, b in intervals if b > x.low and a < x.high]
+    return replace(chart, spans=tuple((x.at(a), x.at(b)) for a, b in inside))
 
 
 def line_chart(

@@ -29,7 +29,8 @@ class Data:
     """Rows the report was given: all of them judged, and a seeded subsample of them to show.
 
     ``rows`` are the subsample's positions, ascending, and ``batch`` its tensors; ``score``,
-    ``p_value``, ``is_anomaly`` and ``cause`` are of all rows.
+    ``p_value``, ``is_anomaly`` and ``cause`` are of all rows, as is ``learnt``: whether a row was
+    in the fit, where such rows are judged apart.
     """
 
     table: Table
@@ -41,6 +42,7 @@ class Data:
     p_value: NDArray[np.float64]
     is_anomaly: NDArray[np.bool_]
     cause: NDArray[np.object_]
+    learnt: NDArray[np.bool_]
 
     @classmethod
     def of(cls, ae: Autoencoder, source: Any) -> Data:
@@ -54,9 +56,9 @@ class Data:
         )
         order = np.random.default_rng(ae.seed).permutation(len(table))
         rows = np.sort(order[:MOST])
-        return cls(
-            table, batch, (*table.notes, *notes), rows, batch.rows(torch.from_numpy(rows)), **judged
-        )
+        shown = batch.rows(torch.from_numpy(rows))
+        learnt = _learnt(ae, batch)
+        return cls(table, batch, (*table.notes, *notes), rows, shown, learnt=learnt, **judged)
 
     def seen(self, name: str) -> torch.Tensor:
         """Return which entries ``[n, E]`` of a field the shown rows have."""
@@ -138,6 +140,14 @@ class Evidence:
         assert self.data is not None
         batch = self.data.everything.rows(torch.from_numpy(rows))
         return batch, examine(self.ae.model_, batch, self.ae.schema_)
+
+
+@torch.inference_mode()
+def _learnt(ae: Autoencoder, rows: Batch) -> NDArray[np.bool_]:
+    if not len(ae.calibration_.learnt):
+        return np.zeros(len(rows), dtype=np.bool_)
+    passes = inference.outputs(ae.model_, rows, ae.schema_)
+    return torch.cat([ae.detector_.learnt(o)[:n].cpu() for o, n in passes]).numpy()
 
 
 def role(own: Field) -> str:

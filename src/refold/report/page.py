@@ -15,10 +15,11 @@ import numpy as np
 from refold.data.sinks import atomic_path
 from refold.errors import missing_extra
 from refold.estimator import Autoencoder
-from refold.report import explorer, gaps, overview, rows
+from refold.report import anomalies, explorer, gaps, overview, rows
 from refold.report.charts import LineChart
 from refold.report.evidence import ALPHA, MOST, Evidence
 from refold.report.figures import (
+    anomaly,
     code,
     decoder,
     draw,
@@ -34,7 +35,7 @@ from refold.uses import inspect
 from refold.version import VERSION
 
 COMPARED = 8  # rows beside their reconstructions
-WORST = 12  # worst-reconstructed rows
+WORST = 12  # most unusual rows
 WIDE = 12  # units from which profiles of all are worth a chart
 HERE = Path(__file__).parent
 CURVE_KEYS = Figure("", (), keys=(("line given", "as given"), ("line back", "as it comes back")))
@@ -110,7 +111,7 @@ def contents(evidence: Evidence) -> dict[str, Any]:
     if data is not None:
         drawn = np.random.default_rng(ae.seed).permutation(data.rows)[:COMPARED]
         compared = rows.row_views(evidence, np.sort(drawn))
-        worst = rows.row_views(evidence, np.argsort(data.score, kind="stable")[:WORST])
+        worst = anomalies.anomalies(evidence, np.argsort(data.score, kind="stable")[:WORST])
     thumbnails = explorer.thumbnails(evidence)
     explored = explorer.explorer(evidence)
     history = History.of(ae)
@@ -145,6 +146,9 @@ def contents(evidence: Evidence) -> dict[str, Any]:
         "only_given": any(f.given for f in ae.schema_.fields.values()),
         "unfillable": _unfillable(evidence),
         "unknown": _unknown(evidence),
+        "judged": "" if data is None else anomalies.verdict(evidence, ALPHA),
+        "pieces": anomalies.pieces(evidence),
+        "drift": anomalies.drift_of(evidence),
         "alpha": ALPHA,
         "most": MOST,
         "remarks": code.remarks(evidence.codes),
@@ -164,6 +168,8 @@ def drawn_of(evidence: Evidence) -> list[tuple[str, Figure]]:
     restorable = restoring.restorable(evidence)
     given = evidence.data is not None
     return [
+        ("scores", anomaly.scores_of(evidence)),
+        ("p_values", anomaly.p_values_of(evidence)),
         ("training", training.losses_of(ae)),
         ("weights", training.weights_of(ae)),
         ("health", training.health_of(ae)),

@@ -74,7 +74,6 @@ class RowView:
     score: str
     p_value: str
     is_anomaly: bool
-    cause: str
     cells: tuple[CellView, ...]
     pictures: tuple[PictureView, ...]
     curves: tuple[LineChart, ...]
@@ -128,7 +127,6 @@ def row_views(evidence: Evidence, rows: NDArray[np.int64]) -> list[RowView]:
             number(float(data.score[row])),
             number(float(data.p_value[row])),
             bool(data.is_anomaly[row]),
-            str(data.cause[row]),
             _costliest(order, cells, costs, i),
             tuple(p[i] for p in pictures),
             tuple(c[i] for c in curves),

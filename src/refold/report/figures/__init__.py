@@ -8,6 +8,8 @@
 'Histograms of the units'
 """
 
+from refold.report.figures.alarms import alarms
+from refold.report.figures.anomaly import p_values, scores
 from refold.report.figures.code import activity, codes, correlation, histograms
 from refold.report.figures.decoder import dictionary, traversals, units
 from refold.report.figures.figure import Figure, Panel
@@ -22,6 +24,7 @@ __all__ = [
     "Figure",
     "Panel",
     "activity",
+    "alarms",
     "codes",
     "confusion",
     "correlation",
@@ -29,11 +32,13 @@ __all__ = [
     "histograms",
     "losses",
     "missing",
+    "p_values",
     "pairs",
     "parity",
     "prefixes",
     "restoration",
     "scatter",
+    "scores",
     "shares",
     "traversals",
     "units",

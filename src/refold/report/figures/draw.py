@@ -51,7 +51,8 @@ def image(uri: str, x: float, y: float, width: float, height: float, label: str 
 
 def line_chart(chart: LineChart, bottom: float) -> str:
     """Draw curves with their grid; numbers of the horizontal axis stand below ``bottom``."""
-    parts: list[str] = []
+    high = chart.y.start - chart.y.end
+    parts = [rect(a, chart.y.end, max(2.0, b - a), high, "span") for a, b in chart.spans]
     for tick in chart.y.ticks(4):
         parts.append(path(f"M{chart.x.start:g} {tick.at:g}H{chart.x.end:g}", "grid"))
         parts.append(text(chart.x.start - 6, tick.at + 4, tick.label, anchor="end"))

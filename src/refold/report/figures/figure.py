@@ -164,8 +164,10 @@ def _key(kind: str) -> str:
 def _mark(kind: str) -> str:
     """Draw a sample of what a key's words are about."""
     form, _, rest = kind.partition(" ")
-    if form == "kept":
-        return draw.path("M10 0V12", "kept")
+    if form in ("kept", "tick", "limit"):
+        return draw.path("M10 0V12", form)
+    if form == "peak":
+        return draw.path("M5 2h10l-5 8z", "peak")
     if form == "bar":
         return draw.rect(4, 1, 12, 10, rest)
     return draw.path("M10 6h0" if form == "point" else "M0 6H20", kind)
