@@ -65,22 +65,23 @@ class Judging(ABC):
         X: Any,
         alpha: float | None = None,
         *,
-        share: float | None = None,
+        contamination: float | None = None,
         expected: float | None = None,
-        discoveries: float | None = None,
+        fdr: float | None = None,
     ) -> Any:
         """Judge each row: ``score``, ``p_value``, ``is_anomaly`` and ``cause``, as a frame.
 
-        ``p_value`` is the rank of the row's score among those of held-out rows. Anomalies are rows
-        with a p-value up to ``alpha`` (0.01 unless said, a false-positive rate), or the most
-        unusual ``share`` of the rows of ``X``, or so few that ``expected`` false alarms are to be
-        expected among them, or ``discoveries`` of which on average at most such a share is none;
-        see :class:`refold.detection.Rule`. A warning says when so few rows were held out that none
-        can be flagged. ``cause`` is the column, entry or pixel with the largest share of the score;
+        ``p_value`` is the rank of the row's score among those of held-out rows (of a row of the
+        fit, among those of the fit). Anomalies are rows with a p-value up to ``alpha`` (0.01 unless
+        said, a false-positive rate), or the share ``contamination`` of the rows of ``X`` that is
+        most unusual, or so few that ``expected`` false alarms are to be expected among them, or so
+        many that on average at most a share ``fdr`` of them is none; see
+        :class:`refold.detection.Rule`. A warning says when so few rows were held out that none can
+        be flagged. ``cause`` is the column, entry or pixel with the largest share of the score;
         :meth:`explain` says more.
         """
         table = self._read(X)
-        judged = self.judge(table, alpha, share=share, expected=expected, discoveries=discoveries)
+        judged = self.judge(table, alpha, contamination=contamination, expected=expected, fdr=fdr)
         return frame(judged, table.container)
 
     def judge(
@@ -88,13 +89,13 @@ class Judging(ABC):
         X: Any,
         alpha: float | None = None,
         *,
-        share: float | None = None,
+        contamination: float | None = None,
         expected: float | None = None,
-        discoveries: float | None = None,
+        fdr: float | None = None,
     ) -> dict[str, NDArray[np.generic]]:
         """Columns of :meth:`anomalies` as plain arrays."""
         check_is_fitted(self)
-        rule = Rule(alpha, share, expected, discoveries)
+        rule = Rule(alpha, contamination, expected, fdr)
         rows = self._encode(self._read(X))
         least, compared = self.calibration_.smallest, len(self.calibration_.scores)
         level = rule.level(len(rows))

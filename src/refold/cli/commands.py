@@ -233,13 +233,21 @@ def report(
     """Write one self-contained HTML page about the model, with rows of DATA if given."""
     from refold.data.sinks import check_writable
     from refold.estimator import load
+    from refold.monitor import Monitor
+    from refold.monitor.keeping import is_monitor
+    from refold.report import monitor as page
     from refold.report import write
 
     if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
         raise InputError(f"cannot write {out}: a report is one HTML file; name it report.html")
     check_writable(out)
     with remarks(quiet):
-        write(load(model), out, data)
+        if is_monitor(model):
+            if data is None:
+                raise InputError("a report on a monitor shows a series; give DATA after MODEL")
+            page.write(Monitor.load(model), out, data)
+        else:
+            write(load(model), out, data)
     say([f"wrote {out}"], {"out": out}, as_json=as_json, quiet=quiet)
 
 

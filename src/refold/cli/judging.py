@@ -27,13 +27,13 @@ def score(
     data: Data,
     out: OutFile,
     alpha: Alpha = None,
-    share: Annotated[
+    contamination: Annotated[
         float | None, typer.Option(help="or this share of the rows, the most unusual")
     ] = None,
     expected: Annotated[
         float | None, typer.Option(help="or as leaves so many false alarms to be expected")
     ] = None,
-    discoveries: Annotated[
+    fdr: Annotated[
         float | None, typer.Option(help="or with at most this share of false ones among them")
     ] = None,
     causes: Annotated[
@@ -55,10 +55,10 @@ def score(
     from refold.monitor.keeping import is_monitor
 
     if is_monitor(model):
-        if not (share is expected is discoveries is causes is None):
+        if not (contamination is expected is fdr is causes is None):
             raise InputError(
-                "steps of a series are flagged by --alpha, and alarms by --per-month; --share, "
-                "--expected, --discoveries and --causes are for rows"
+                "steps of a series are flagged by --alpha, and alarms by --per-month; "
+                "--contamination, --expected, --fdr and --causes are for rows"
             )
         _score_series(model, data, out, alpha, alarms, per_month, quiet, as_json)
         return
@@ -71,11 +71,11 @@ def score(
     if causes is not None:
         commands.check_file(causes)
     with commands.remarks(quiet):
-        judged = ae.judge(table, alpha, share=share, expected=expected, discoveries=discoveries)
+        judged = ae.judge(table, alpha, contamination=contamination, expected=expected, fdr=fdr)
     with commands.remarks(True):
         drift = ae.drift(table)
     flagged = int(judged["is_anomaly"].sum())
-    rule = _rule(alpha, share, expected, discoveries)
+    rule = _rule(alpha, contamination, expected, fdr)
     text = f"{len(judged['score'])} rows scored, {flagged} of them anomalies {rule}"
     commands.write_columns(judged, out, text, quiet, as_json, anomalies=flagged,
                            drift=None if drift is None else drift.sentence)  # fmt: skip
@@ -103,15 +103,15 @@ def calibrate(model: Model, data: Data, quiet: Quiet = False, as_json: Json = Fa
 
 
 def _rule(
-    alpha: float | None, share: float | None, expected: float | None, discoveries: float | None
+    alpha: float | None, contamination: float | None, expected: float | None, fdr: float | None
 ) -> str:
     """Say by which rule rows were flagged."""
-    if share is not None:
-        return f"as the most unusual share {share:g}"
+    if contamination is not None:
+        return f"as the most unusual share {contamination:g}"
     if expected is not None:
         return f"with {expected:g} false alarms to be expected"
-    if discoveries is not None:
-        return f"of which on average a share of {discoveries:g} at most is none"
+    if fdr is not None:
+        return f"of which on average a share of {fdr:g} at most is none"
     return f"at alpha {0.01 if alpha is None else alpha:g}"
 
 

@@ -117,7 +117,12 @@ class Calibration:
         return found
 
     def entry_p_values(self, added: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Share of held-out rows, with the row itself, where an entry adds as much, ``[n, E]``."""
+        """Share of held-out rows, with the row itself, where an entry adds as much, ``[n, E]``.
+
+        NaN where the model was saved without what entries add.
+        """
+        if self.parts.shape[1] != added.shape[1]:
+            return np.full(added.shape, np.nan)
         if not len(self.parts):
             return np.ones(added.shape)
         rank = np.stack(

@@ -15,7 +15,7 @@ from refold.data.schema import Schema
 from refold.detection.calibration import Calibration
 from refold.detection.detector import NOVELTY, Detector
 from refold.detection.judge import contributions, entries, judged_fields
-from refold.fields import Field, Image, Series
+from refold.fields import Field, Image, Series, Text
 from refold.model import Model
 from refold.table import Column, Table
 from refold.types import Batch
@@ -79,7 +79,8 @@ def explain(
             told.append(_named(cause, names))
             given.append(seen.at(row, cause) if there[row, at].any() else None)
             usual.append(expected.at(row, cause))
-            shares.append(float(added[row, at].sum() / max(total[row], 1e-30)))
+            whole = total[row] if total[row] > 0 else np.nan  # costs may be below zero
+            shares.append(float(added[row, at].sum() / whole))
             ps.append(float(p_values[row, at].min()))
     return {
         "row": np.array(where, dtype=np.int64),
@@ -190,12 +191,13 @@ def _written(x: torch.Tensor, own: Field, table: Table, given: bool) -> NDArray[
         known = given and column is not None
         values = own.given_numbers(column) if known else own.numbers(x, column)
         return values.reshape(len(x), -1)
+    if isinstance(own, Text):
+        tokens = np.array([None, *own.spelt], dtype=object)
+        return tokens[(x.flatten(1).long() + 1).clamp(0, len(own.spelt)).cpu().numpy()]
     # As they came: a class never seen has no tensor that could be turned back.
     columns = table.columns if given and not own.block else own.to_values(x)
     none = np.full(len(x), None)
     flat = [_plain(columns.get(c, none), own).reshape(len(x), -1) for c in own.columns]
-    if sum(v.shape[1] for v in flat) != len(own.entries):  # texts of several lengths
-        flat = [x.flatten(1).cpu().numpy()]
     return np.concatenate(flat, 1)
 
 

@@ -24,17 +24,17 @@ from refold.types import Batch
 class Rule:
     """Which rows to call anomalies; one of four, and ``alpha`` of 0.01 where none is given.
 
-    ``alpha``: rows with a p-value up to this, so at most such a share of normal rows. ``share``:
-    so large a share of the rows at hand, the most unusual of them. ``expected``: as few as leave so
-    many false alarms to be expected among the rows at hand, were all of them normal.
-    ``discoveries``: as :func:`benjamini_hochberg` has it, where on average at most such a share of
+    ``alpha``: rows with a p-value up to this, so at most such a share of normal rows.
+    ``contamination``: so large a share of the rows at hand, the most unusual of them. ``expected``:
+    as few as leave so many false alarms to be expected among the rows at hand, were all of them
+    normal. ``fdr``: as :func:`benjamini_hochberg` has it, where on average at most such a share of
     the flagged rows is normal.
     """
 
     alpha: float | None = None
-    share: float | None = None
+    contamination: float | None = None
     expected: float | None = None
-    discoveries: float | None = None
+    fdr: float | None = None
 
     def __post_init__(self) -> None:
         given = {k: v for k, v in vars(self).items() if v is not None}
@@ -55,9 +55,9 @@ class Rule:
         """Return the p-value up to which a row of so many can be flagged."""
         if self.expected is not None:
             return min(1.0, self.expected / max(rows, 1))
-        if self.discoveries is not None:
-            return self.discoveries
-        if self.share is not None:
+        if self.fdr is not None:
+            return self.fdr
+        if self.contamination is not None:
             return 1.0
         return 0.01 if self.alpha is None else self.alpha
 
@@ -68,12 +68,12 @@ class Rule:
         >>> Rule(alpha=0.05).flags(p, p).tolist(), Rule(expected=0.01).flags(p, p).tolist()
         ([True, True, False, False], [True, False, False, False])
         """
-        if self.discoveries is not None:
-            return benjamini_hochberg(p_value, self.discoveries)
-        if self.share is None:
+        if self.fdr is not None:
+            return benjamini_hochberg(p_value, self.fdr)
+        if self.contamination is None:
             return p_value <= self.level(len(p_value))
         flagged = np.zeros(len(score), dtype=np.bool_)
-        flagged[np.argsort(score, kind="stable")[: round(self.share * len(score))]] = True
+        flagged[np.argsort(score, kind="stable")[: round(self.contamination * len(score))]] = True
         return flagged
 
 

@@ -126,17 +126,15 @@ def _explained(evidence: Evidence, rows: NDArray[np.int64], width: int) -> list[
 
 
 def _written(cause: CauseView, own: Field) -> CauseView:
-    """Write numbers as the rest of the page does, beside names of levels too, and tokens spelt."""
+    """Write numbers as the rest of the page does, beside names of levels too, and tokens quoted."""
     if isinstance(own, Classes):
         return cause
-    tokens = own.spelt if isinstance(own, Text) else ()
-    seen = None if cause.seen is None else _shorter(cause.seen, tokens)
-    return replace(cause, seen=seen, expected=_shorter(cause.expected, tokens))
+    how = repr if isinstance(own, Text) else _shorter
+    seen = None if cause.seen is None else how(cause.seen)
+    return replace(cause, seen=seen, expected=how(cause.expected))
 
 
-def _shorter(text: str, tokens: tuple[str, ...]) -> str:
-    if tokens:
-        return repr(tokens[int(text.replace(",", ""))])
+def _shorter(text: str) -> str:
     try:
         return number(float(text))
     except ValueError:  # a time, or a number that is written already

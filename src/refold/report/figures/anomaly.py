@@ -109,12 +109,8 @@ def compared(evidence: Evidence, alpha: float) -> list[Compared]:
         known = -new.scores[np.isfinite(new.scores)]
         found.append(Compared(NEW, whose, known, *mine, -new.threshold(alpha)))
     if learnt.any():
-        whose, mine = f"all {len(kept.learnt):,} rows of the fit", (-score[learnt], p_value[learnt])
-        # The rank of a row among all of them counts the row itself.
-        most = int(np.searchsorted(np.arange(1, len(kept.learnt) + 1) / len(kept.learnt), alpha,
-                                   side="right"))  # fmt: skip
-        last = kept.learnt[most : most + 1]
-        limit = float("inf") if most < 1 else float(np.nextafter(-last[0], np.inf))
+        whose, mine = f"{len(kept.learnt):,} rows of the fit", (-score[learnt], p_value[learnt])
+        limit = -replace(kept, scores=kept.learnt).threshold(alpha)
         found.append(Compared("Rows of the fit", whose, -kept.learnt, *mine, limit))
     return found
 
