@@ -708,6 +708,19 @@ def test_a_tenth_of_anomalies_does_not_spoil_a_fit_that_knows_of_them():
     assert auroc[0] < auroc[0.1] - 0.05
 
 
+def test_a_tenth_that_is_all_alike_does_not_either():
+    r = np.random.default_rng(3)
+    normal = r.normal(size=(540, 2)) @ r.normal(size=(2, 6)) + 0.1 * r.normal(size=(540, 6))
+    alike = 5 * r.choice([-1, 1], 6) + 0.2 * r.normal(size=(60, 6))
+    X, y = np.concatenate([normal, alike]), np.repeat([0, 1], [540, 60])
+    auroc = {}
+    for contamination in (0, 0.1):
+        ae = Autoencoder(recipe="anomaly", epochs=5, contamination=contamination).fit(X)
+        auroc[contamination] = roc_auc_score(y, -ae.score_samples(X))
+    assert auroc[0] < 0.8
+    assert auroc[0.1] > 0.97
+
+
 def test_as_many_rows_are_left_out_as_are_believed_to_be_anomalies():
     X, y = tainted()
     for share, left in ((0.1, 54), ("auto", 54), (0.25, 135), (1e-4, 0), (0, None), (None, None)):

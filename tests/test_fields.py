@@ -551,3 +551,11 @@ def test_blocks_of_zeros_and_ones_are_coins():
         refold.Autoencoder(2, fields={"x": Vector(scale="unit")}).fit({"x": x})
     with pytest.raises(InputError, match="add scale='unit'"):
         refold.Autoencoder(2, fields={"x": "vector(likelihood='bernoulli')"}).fit({"x": x})
+
+
+def test_times_count_in_the_unit_of_training():
+    column = pa.chunked_array([pa.array([dt.datetime(2024, 1, d) for d in range(1, 21)])])
+    own = Numeric(columns=("t",)).fit({"t": column.cast(pa.timestamp("us"))})
+    there = own.to_tensor({"t": column.cast(pa.timestamp("us"))}).x
+    assert torch.equal(own.to_tensor({"t": column.cast(pa.timestamp("ns"))}).x, there)
+    assert torch.equal(own.to_tensor({"t": column.cast(pa.date32())}).x, there)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -188,8 +189,7 @@ class Judging(ABC):
                 f"got {len(rows)} rows to compare with; give {FEWEST} or more, 99 for an alpha of "
                 f"0.01"
             )
-        self.calibration_ = Calibration.of(
-            self.model_, self.detector_, rows, self.schema_, held_out=True
-        )
+        found = Calibration.of(self.model_, self.detector_, rows, self.schema_, held_out=True)
+        self.calibration_ = replace(found, learnt=self.calibration_.learnt)
         self.reference_ = Reference.of(rows, self.schema_, rows)
         return self

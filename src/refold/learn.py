@@ -221,7 +221,7 @@ def learn(
     if chosen.parts.local and held is not None:
         local = Local.of(model, targets.rows(torch.from_numpy(train_at)), judged, schema)
         figures = figures if local is None else replace(figures, filled=local.sentence())
-    if solved:
+    if solved and not detector.parts:
         # Held-out rows have served to judge; the closed form then takes them in as well.
         whole = targets.to(device)
         start_pca(model, whole, assemble(schema, whole, _wishes(course)).principal)

@@ -173,12 +173,15 @@ def spaced(rows: Batch) -> Batch:
 
 
 def fingerprints(rows: Batch) -> Tensor:
-    """A number per row ``[n]`` by which the same values, and the same gaps, are known again."""
+    """A number per row ``[n]`` by which the same values, and the same gaps, are known again.
+
+    Values count up to a thousandth of their field's unit: a file, or single precision, may round.
+    """
     total = torch.zeros(len(rows), dtype=torch.int64, device=next(iter(rows.x.values())).device)
     draw = torch.Generator().manual_seed(0)
     for name, x in rows.x.items():
         flat = x.flatten(1)
-        bits = flat.float().view(torch.int32).long() if flat.is_floating_point() else flat.long()
+        bits = (flat * 1024).round().long() if flat.is_floating_point() else flat.long()
         seen = rows.observed[name]
         if seen is not None:
             bits = torch.where(seen, bits, torch.full_like(bits, 1 << 40))

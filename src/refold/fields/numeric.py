@@ -71,7 +71,7 @@ class Numeric(Numbers):
 
     def to_tensor(self, columns: Mapping[str, Column]) -> Encoded:
         """Standardise; a missing cell becomes 0, its mean."""
-        values = matrix(columns, self.columns)
+        values = matrix(columns, self.columns, self.types)
         refuse_infinite(values, self.columns)
         x = standardise(values, np.array(self.mean), np.array(self.std))
         notes = far_out(x, np.array(self.low), np.array(self.high), self.columns)
@@ -119,9 +119,18 @@ class Scale:
         return Scale(self.mean, np.ones_like(self.std), self.low * self.std, self.high * self.std)
 
 
-def matrix(columns: Mapping[str, Column], names: tuple[str, ...]) -> NDArray[np.float64]:
-    """Scalar columns side by side, ``[n, K]`` in float64, NaN where missing."""
-    return np.stack([numbers(scalar(columns[c]), c) for c in names], axis=1)
+def matrix(
+    columns: Mapping[str, Column], names: tuple[str, ...], types: tuple[str, ...] = ()
+) -> NDArray[np.float64]:
+    """Scalar columns side by side, ``[n, K]`` in float64, NaN where missing.
+
+    Times count in the unit of the Arrow ``types`` where these are given.
+    """
+    found = [scalar(columns[c]) for c in names]
+    for i, t in enumerate(types):
+        if pa.types.is_temporal(found[i].type) and pa.types.is_temporal(arrow_type(t)):
+            found[i] = cast(found[i], arrow_type(t))
+    return np.stack([numbers(column, c) for column, c in zip(found, names, strict=True)], axis=1)
 
 
 def own_types(
