@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import refold
-from refold import inference
 from refold.recipe import RECIPES, get
 from refold.types import Batch
 
