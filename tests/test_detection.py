@@ -125,12 +125,12 @@ def test_errors_are_those_of_a_loop_over_entries(likelihood):
         low.append(min(0.0, c[s].min()))
         unit.append((c[s] - low[-1]).mean())
     assert (min(low) < -0.1) == (likelihood == "gaussian")  # a learnt spread has negative costs
-    np.testing.assert_allclose(part.low, low, rtol=1e-5, atol=1e-6)
-    above = part.unit.numpy() / np.array(unit)  # kept from 0 by little, where little is known
+    np.testing.assert_allclose(part.low[0], low, rtol=1e-5, atol=1e-6)
+    above = part.unit[0].numpy() / np.array(unit)  # kept from 0 by little, where little is known
     assert above.min() > 1 - 1e-6
     assert above[2:].max() < 1.005
     assert above.max() < (3 if likelihood == "gaussian" else 1.005)
-    expected = root_mean(cost, there, part.low.tolist(), part.unit.tolist())
+    expected = root_mean(cost, there, part.low[0].tolist(), part.unit[0].tolist())
     np.testing.assert_allclose(passed(ae, frame, part.figures)[:, 0], expected, rtol=1e-4)
     shares = passed(ae, frame, part.shares)
     np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-5)

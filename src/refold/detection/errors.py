@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import abstractmethod
 from typing import final
 
 import torch
@@ -18,38 +18,28 @@ FLOOR = 1e-4  # of what the best constant costs: less is no error, and not to be
 NONE = 1e-9  # of the most that a constant costs: no more than rounding
 
 
-@final
-@register("errors")
-class Errors(Evidence):
-    r"""Error of every entry, in units of its error in training.
-
-    .. math:: f = \sqrt{\frac{1}{|O|} \sum_{e \in O} \frac{\ell_e}{\bar \ell_e}}
-
-    with the cost :math:`\ell_e` of entry ``e`` under its likelihood, its mean :math:`\bar \ell_e`
-    over the training rows, and the entries :math:`O` that were observed. An entry that always comes
-    back well is unusual where it once does not; one that is noise has to be far off. Costs that can
-    be negative, as of learnt spreads, count from the least that training met.
-
-    >>> import refold
-    >>> x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0)).numpy()
-    >>> ae = refold.Autoencoder(2, recipe="pca", evidence=("errors",)).fit(x)
-    >>> float(ae.score_samples(x * 5).mean()) < -3
-    True
-    """
+class Costs(Evidence):
+    """Evidence of what entries cost, each in units of its mean cost over the training rows."""
 
     low: Tensor
     unit: Tensor
 
-    def __init__(self, *, when: str = "always") -> None:
-        super().__init__(when)
+    @abstractmethod
+    def costs(self, output: Output) -> Tensor:
+        """Cost of every rebuilt entry in ``R`` ways of looking at it, ``[B, R, E]``."""
 
-    def learn(self, model: Model, rows: Batch, schema: Schema) -> None:
+    def learn_units(self, model: Model, rows: Batch, schema: Schema) -> None:
         """Learn each entry's mean cost and its least."""
-        cells, there = map(torch.cat, zip(*_passed(model, rows, schema), strict=True))
-        low = torch.where(there, cells, torch.inf).amin(0).clamp_max(0.0)
+        cells: list[Tensor] = []
+        there: list[Tensor] = []
+        for output, count in inference.outputs(model, rows, schema):
+            cells.append(self.costs(output)[:count].double())
+            seen = observed(output)
+            there.append(torch.ones_like(cells[-1][:, 0]).bool() if seen is None else seen[:count])
+        cost, known = torch.cat(cells), torch.cat(there).unsqueeze(1)
+        low = torch.where(known, cost, torch.inf).amin(0).clamp_max(0.0)
         low = torch.where(low.isfinite(), low, 0.0)
-        count = there.sum(0).clamp_min(1)
-        mean = torch.where(there, cells - low, 0.0).sum(0) / count
+        mean = torch.where(known, cost - low, 0.0).sum(0) / known.sum(0).clamp_min(1)
         floor = FLOOR * constant_costs(model, rows).double().to(mean.device)
         self.keep(low=low.float(), unit=(mean + floor).clamp_min(1e-12).float())
 
@@ -67,22 +57,46 @@ class Errors(Evidence):
         return parted(self._amounts(output))
 
     def _amounts(self, output: Output) -> Tensor:
-        amounts = (costs(output) - self.low).clamp_min(0.0) / self.unit
+        amounts = ((self.costs(output) - self.low).clamp_min(0.0) / self.unit).mean(1)
         there = observed(output)
         return amounts if there is None else amounts.masked_fill(~there, 0.0)
+
+
+@final
+@register("errors")
+class Errors(Costs):
+    r"""Error of every entry, in units of its error in training.
+
+    .. math:: f = \sqrt{\frac{1}{|O|} \sum_{e \in O} \frac{\ell_e}{\bar \ell_e}}
+
+    with the cost :math:`\ell_e` of entry ``e`` under its likelihood, its mean :math:`\bar \ell_e`
+    over the training rows, and the entries :math:`O` that were observed. An entry that always comes
+    back well is unusual where it once does not; one that is noise has to be far off. Costs that can
+    be negative, as of learnt spreads, count from the least that training met.
+
+    >>> import refold
+    >>> x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0)).numpy()
+    >>> ae = refold.Autoencoder(2, recipe="pca", evidence=("errors",)).fit(x)
+    >>> float(ae.score_samples(x * 5).mean()) < -3
+    True
+    """
+
+    def __init__(self, *, when: str = "always") -> None:
+        super().__init__(when)
+
+    def learn(self, model: Model, rows: Batch, schema: Schema) -> None:
+        """Learn each entry's mean cost."""
+        self.learn_units(model, rows, schema)
+
+    def costs(self, output: Output) -> Tensor:
+        """Cost of every entry, ``[B, 1, E]``."""
+        return costs(output).unsqueeze(1)
 
 
 def costs(output: Output) -> Tensor:
     """Weighted cost of every rebuilt entry, ``[B, E]``."""
     cells = [output.cells[k] for k in output.model.rebuilt]
     return cells[0] if len(cells) == 1 else torch.cat(cells, 1)
-
-
-def _passed(model: Model, rows: Batch, schema: Schema) -> Iterator[tuple[Tensor, Tensor]]:
-    """Costs of every entry and whether it was observed, portion by portion."""
-    for output, count in inference.outputs(model, rows, schema):
-        cells, there = costs(output)[:count], observed(output)
-        yield cells.double(), torch.ones_like(cells).bool() if there is None else there[:count]
 
 
 def constant_costs(model: Model, rows: Batch) -> Tensor:

@@ -7,10 +7,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from refold import inference
 from refold.data.schema import Schema
-from refold.detection.base import Evidence, observed, parted, register, without
-from refold.detection.errors import FLOOR, constant_costs, costs
+from refold.detection.base import register, without
+from refold.detection.errors import Costs, costs
 from refold.model import Model, Output
 from refold.types import Batch
 
@@ -19,7 +18,7 @@ QUARTERS = 4
 
 @final
 @register("hidden")
-class Hidden(Evidence):
+class Hidden(Costs):
     r"""Error of every entry while none, a quarter, half, three quarters or all of a row is hidden.
 
     .. math:: f = \sqrt{\frac{1}{|O|} \sum_{e \in O} \frac15 \sum_{r}
@@ -41,15 +40,13 @@ class Hidden(Evidence):
     True
     """
 
-    low: Tensor
-    unit: Tensor
     keeps: Tensor
 
     def __init__(self, *, when: str = "always") -> None:
         super().__init__(when)
 
     def learn(self, model: Model, rows: Batch, schema: Schema) -> None:
-        """Draw the masks, and learn each entry's mean cost and its least at every rate."""
+        """Draw the masks, and learn each entry's mean cost at every rate."""
         entries = sum(rows.x[k][0].numel() for k in model.rebuilt)
         device = model.fusion.last_bias().device
         order = torch.randperm(entries, generator=torch.Generator().manual_seed(entries))
@@ -59,38 +56,9 @@ class Hidden(Evidence):
         halves = own[0::2] | own[1::2]
         whole = torch.ones(1, entries, dtype=torch.bool)
         self.keep(keeps=torch.cat([whole, ~own, halves, own, ~whole]).to(device))
-        cells: list[Tensor] = []
-        there: list[Tensor] = []
-        for output, count in inference.outputs(model, rows, schema):
-            cells.append(self._costs(output)[:count].double())
-            seen = observed(output)
-            there.append(torch.ones_like(cells[-1][:, 0]).bool() if seen is None else seen[:count])
-        cost, known = torch.cat(cells), torch.cat(there).unsqueeze(1)
-        low = torch.where(known, cost, torch.inf).amin(0).clamp_max(0.0)
-        low = torch.where(low.isfinite(), low, 0.0)
-        mean = torch.where(known, cost - low, 0.0).sum(0) / known.sum(0).clamp_min(1)
-        floor = FLOOR * constant_costs(model, rows).double().to(device)
-        self.keep(low=low.float(), unit=(mean + floor).clamp_min(1e-12).float())
+        self.learn_units(model, rows, schema)
 
-    def figures(self, output: Output) -> Tensor:
-        """Root of the mean over observed entries, ``[B, 1]``; 1 where nothing was observed."""
-        amounts, there = self._amounts(output), observed(output)
-        if there is None:
-            return (amounts.sum(1, keepdim=True) / amounts.shape[1]).sqrt()
-        count = there.sum(1, keepdim=True)
-        figure = (amounts.sum(1, keepdim=True) / count.clamp_min(1)).sqrt()
-        return torch.where(count > 0, figure, torch.ones_like(figure))
-
-    def shares(self, output: Output) -> Tensor:
-        """Each entry's part of the sum."""
-        return parted(self._amounts(output))
-
-    def _amounts(self, output: Output) -> Tensor:
-        amounts = ((self._costs(output) - self.low).clamp_min(0.0) / self.unit).mean(1)
-        there = observed(output)
-        return amounts if there is None else amounts.masked_fill(~there, 0.0)
-
-    def _costs(self, output: Output) -> Tensor:
+    def costs(self, output: Output) -> Tensor:
         """Cost of every entry at each of the five rates, ``[B, 5, E]``."""
         model = output.model
         found: list[Tensor] = []
