@@ -12,13 +12,13 @@ from refold.data.schema import Schema
 from refold.errors import InputError, unknown
 from refold.fields import Field, Image, Series, Text
 from refold.fields.base import kind_of
-from refold.fusion import fusions
+from refold.fusion import Ensemble, fusions
 from refold.hints import fits
-from refold.latents import Latent, Matched, latents
+from refold.latents import L1, Gaussian, Latent, Matched, Plain, WinnerTakeAll, latents
 from refold.likelihoods import Likelihood, likelihoods
 from refold.ops.pca import Principal, principal_components
 from refold.parts import PartSpec
-from refold.penalties import Penalty, penalties
+from refold.penalties import ActivityL1, Contractive, Penalty, penalties
 from refold.recipe import Recipe, get
 from refold.spec import ModelSpec, geometry
 from refold.training.balance import balancers
@@ -30,6 +30,8 @@ CorruptionWish: TypeAlias = str | Corruption | Sequence[str | Corruption] | None
 LARGEST = 1_000_000  # numbers in a code; beyond, something was mistyped
 TOKEN = 8  # numbers that a token of a text counts for
 LARGE = 2000  # pixels above which an image is convolved without being asked
+APART = (Gaussian, L1, Plain, WinnerTakeAll, ActivityL1, Contractive)
+"""Latents and penalties that treat a code in parts as they treat it as a whole."""
 NATIVE_BACKBONE = {"categorical": "embed", "text": "embed"}  # others are flat
 
 
@@ -100,6 +102,10 @@ def assemble(schema: Schema, rows: Batch, wishes: Wishes) -> Assembly:
     if recipe.answered and answer:
         most = heads[answer].width
     latent, size = decide_latent(wishes.latent, recipe, principal, entries, tokens, most, reasons)
+    charged = decide_penalties(wishes.penalties, recipe, latent)
+    if fusions[fusion.name] is Ensemble:
+        check_apart(latent, charged, answer)
+        size = size_of_members(fusion, size, wishes.latent, reasons)
     if answer and spines[answer].options.get("log"):
         latent, size = with_classes(latent, size, answer, heads[answer].width, wishes.latent)
         reasons.append(f"code of {size} numbers: the first are the shares of classes of '{answer}'")
@@ -130,7 +136,7 @@ def assemble(schema: Schema, rows: Batch, wishes: Wishes) -> Assembly:
         likelihoods={k: likelihoods.spec(h) for k, h in heads.items()},
         weights=decide_weights(wishes.weights, schema, heads, rows, recipe.worth),
         corruption=corruption,
-        penalties=decide_penalties(wishes.penalties, recipe, latent),
+        penalties=charged,
     )
     return Assembly(name, parts, spec, principal, pretrain, tuple(reasons))
 
@@ -291,6 +297,36 @@ def with_classes(
             f"code; use latent='matched(classes={classes})', or the backbone 'coded' without log"
         )
     return latent, size
+
+
+def check_apart(latent: PartSpec, charged: tuple[PartSpec, ...], answer: str | None) -> None:
+    """Refuse what joins the codes of an ensemble's members, which learn apart."""
+    options = latent.options
+    joining = options.get("draws", 1) > 1 or options.get("top") or options.get("maps")
+    given = {f"latent '{latent}'": not joining and latents[latent.name] in APART}
+    given |= {f"penalty '{p.name}'": penalties[p.name] in APART for p in charged}
+    given |= {} if answer is None else {f"answer of '{answer}' in the code": False}
+    for name, apart in given.items():
+        if not apart:
+            raise InputError(
+                f"members of an ensemble have codes of their own, and the {name} takes all as one; "
+                f"use the latent 'plain', 'gaussian', 'l1' or 'lifetime' with the penalties 'l1' "
+                f"or 'contractive', or the fusion 'concat'"
+            )
+
+
+def size_of_members(
+    fusion: PartSpec, size: int, wish: int | str | Latent | None, reasons: list[str]
+) -> int:
+    """Return the size of the code of an ensemble: what was chosen is that of each member's."""
+    given = not isinstance(wish, str) and wish is not None
+    if given or (isinstance(wish, str) and "size" in PartSpec.parse(wish).options):
+        return size
+    members = {**fusions.options(fusion.name), **fusion.options}["members"]
+    if members < 1:
+        return size  # which the body refuses
+    reasons.append(f"code of {members} times {size} numbers: each member has its own")
+    return size * members
 
 
 def decide_penalties(

@@ -149,7 +149,14 @@ class Model(nn.Module):
     def unfold(
         self, z: Tensor, beside: Beside | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Likelihood parameters ``{field: [B, P]}`` of codes, and the body's own costs by name."""
+        """Likelihood parameters ``{field: [B, P]}`` of codes, and the body's own costs by name.
+
+        Members of a body learn apart, so in training each gives parameters, ``[members * B, P]``;
+        in evaluation theirs are averaged.
+        """
+        members = self.fusion.members
+        if beside is not None and members > 1:
+            beside = beside.repeated(members)
         own: dict[str, Tensor] = {}
         if isinstance(self.fusion, Lateral):
             hidden, own = self.fusion.ascend(z, () if beside is None else beside.body)
@@ -158,12 +165,16 @@ class Model(nn.Module):
         hidden |= dict.fromkeys(self._coded, z)
         skips: dict[str, Skips] = {} if beside is None else beside.fields
         spines = self.backbones
-        return {k: spines[k].decode(hidden[k], skips.get(k, ())) for k in self.outputs}, own
+        params = {k: spines[k].decode(hidden[k], skips.get(k, ())) for k in self.outputs}
+        if members > 1 and not self.training:
+            params = {k: p.unflatten(0, (members, -1)).mean(0) for k, p in params.items()}
+        return params, own
 
     def field_costs(
         self, params: dict[str, Tensor], target: Batch
     ) -> dict[str, tuple[Tensor, float]]:
         """Weighted cost of each field: a scalar, and the factor that makes it its mean per row."""
+        target = repeated(target, params)
         costs = {
             k: self.likelihoods[k].cost(p, target.x[k], target.observed[k], self.weight(k))
             for k, p in params.items()
@@ -275,6 +286,8 @@ class Output:
     scoring are one computation. Where a row's code was drawn several times, its score is minus
     the importance-weighted bound, :math:`-\log \tfrac1k \sum_k e^{-\text{score}_k}` (Burda et
     al. 2015, arXiv:1509.00519), and the only cost of the rows; cells and nll are of single draws.
+    Where the body has several members, score and costs are means over theirs: costs of the code,
+    which holds the codes of all, are divided by their number.
     """
 
     model: Model
@@ -287,9 +300,7 @@ class Output:
     @cached_property
     def cells(self) -> dict[str, Tensor]:
         """Weighted cost of each entry ``{field: [B, E]}``; missing entries cost nothing."""
-        m, t = self.model, self.target
-        if self.code.draws > 1:
-            t = t.rows(torch.arange(len(t), device=self.code.z.device).repeat(self.code.draws))
+        m, t = self.model, repeated(self.target, self.params)
         return {
             k: m.likelihoods[k].weighted(p, t.x[k], t.observed[k], m.weight(k))
             for k, p in self.params.items()
@@ -303,8 +314,9 @@ class Output:
     @cached_property
     def score(self) -> Tensor:
         """Cost per row ``[B]``: the higher, the more unusual."""
-        each = torch.stack([*self.nll.values(), *self.code.terms.values()]).sum(0)
-        draws = self.code.draws
+        draws, members = self.code.draws, self.model.fusion.members
+        costs = [nll.view(-1, len(self.target) * draws).mean(0) for nll in self.nll.values()]
+        each = torch.stack([*costs, *(term / members for term in self.code.terms.values())]).sum(0)
         if draws == 1:
             return each
         return math.log(draws) - torch.logsumexp(-each.view(draws, -1), 0)
@@ -313,17 +325,18 @@ class Output:
     def costs(self) -> dict[str, tuple[Tensor, float]]:
         """Every cost by name: a scalar, and the factor that makes it its mean over the batch."""
         m, t = self.model, self.target
+        share = 1.0 / m.fusion.members
         if self.code.draws > 1:
             costs = {"bound": (self.score.sum(), 1.0 / len(t))}
         else:
             costs = m.field_costs(self.params, t)
             for name, rows in self.code.terms.items():
-                costs[_free(name, costs)] = rows.sum(), 1.0 / rows.shape[0]
+                costs[_free(name, costs)] = rows.sum(), share / rows.shape[0]
         for name, value in self.code.aux.items():
-            costs[_free(name, costs)] = value, 1.0
+            costs[_free(name, costs)] = value, share
         for penalty in m.penalties:
             for name, value in penalty(m, t, self.code, self.params).items():
-                costs[_free(name, costs)] = value, 1.0
+                costs[_free(name, costs)] = value, share
         return costs
 
     @property
@@ -335,6 +348,15 @@ class Output:
     def loss(self) -> Tensor:
         """Return the objective, a scalar: the sum of :attr:`terms`."""
         return reduce(torch.add, self.terms.values())
+
+
+def repeated(target: Batch, params: Mapping[str, Tensor]) -> Batch:
+    """Repeat a target as often as it was decoded: for several draws, or by several members."""
+    times = len(next(iter(params.values()), ())) // max(1, len(target))
+    if times <= 1:
+        return target
+    device = next(iter(params.values())).device
+    return target.rows(torch.arange(len(target), device=device).repeat(times))
 
 
 def _free(name: str, taken: dict[str, tuple[Tensor, float]]) -> str:

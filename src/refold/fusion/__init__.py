@@ -4,6 +4,7 @@ from refold.fusion.attention import Attention
 from refold.fusion.base import Fusion, Lateral, Leads, LinearPath, fusions, join, part, register
 from refold.fusion.dense import Concat
 from refold.fusion.direct import Direct
+from refold.fusion.ensemble import Ensemble
 from refold.fusion.experts import MixtureOfExperts, MixtureOfProducts, ProductOfExperts
 from refold.fusion.gated import Gated
 from refold.fusion.ladder import Ladder
@@ -13,6 +14,7 @@ __all__ = [
     "Attention",
     "Concat",
     "Direct",
+    "Ensemble",
     "Fusion",
     "Gated",
     "Ladder",

@@ -43,6 +43,8 @@ class Fusion(nn.Module, ABC):
     """Whether evaluation leaves out noise of training; the loop judges held-out rows with it."""
     joined: int = 0
     """How many rows at the end of each batch of training joined it for their known target."""
+    members: int = 1
+    """How many bodies this one is made of, that learn apart: each decodes rows of its own."""
 
     def __init__(
         self, inputs: dict[str, int], outputs: dict[str, int], into: int, code: int
@@ -60,7 +62,7 @@ class Fusion(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, z: Tensor) -> dict[str, Tensor]:
-        """Code ``[B, D]`` to ``{field: [B, C]}``."""
+        """Code ``[B, D]`` to ``{field: [B, C]}``; of several members, one batch after the other."""
 
     @abstractmethod
     def linear_path(self) -> LinearPath | None:
