@@ -723,12 +723,13 @@ class Autoencoder(Judging, TransformerMixin, BaseEstimator):
     def _encode(self, table: Table, absent: Collection[str] = ()) -> Batch:
         """Rows as tensors; columns in ``absent`` are expected to be missing, others remarked on.
 
-        A model that learnt with entries hidden expects it of any.
+        A model that learnt with entries hidden expects it of any, unless it judges rows by that.
         """
         if len(table) == 0:
             raise InputError("the data has no rows (0 samples); give at least one")
         noise = self.spec_.corruption
-        if noise is not None and corruptions.build(noise).hides:
+        detecting = hasattr(self, "detector_") and self.detector_.parts
+        if noise is not None and corruptions.build(noise).hides and not detecting:
             absent = self.schema_.order
         rows, notes = self.schema_.encode(table, absent)
         if notes:

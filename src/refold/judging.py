@@ -82,7 +82,7 @@ class Judging(ABC):
         :meth:`explain` says more.
         """
         table = self._read(X)
-        judged = self.judge(table, alpha, contamination=contamination, expected=expected, fdr=fdr)
+        judged = self._judged(table, Rule(alpha, contamination, expected, fdr))
         return frame(judged, table.container)
 
     def judge(
@@ -95,19 +95,35 @@ class Judging(ABC):
         fdr: float | None = None,
     ) -> dict[str, NDArray[np.generic]]:
         """Columns of :meth:`anomalies` as plain arrays."""
+        return self._judged(self._read(X), Rule(alpha, contamination, expected, fdr))
+
+    def _judged(self, table: Table, rule: Rule) -> dict[str, NDArray[np.generic]]:
+        """Judge rows, and say where too few are there to compare with."""
         check_is_fitted(self)
-        rule = Rule(alpha, contamination, expected, fdr)
-        rows = self._encode(self._read(X))
+        rows = self._encode(table)
+        found = judge.judge(
+            self.model_, self.detector_, self.calibration_, rows, self.schema_, rule
+        )
         least, compared = self.calibration_.smallest, len(self.calibration_.scores)
-        level = rule.level(len(rows))
-        if least > level:
-            warnings.warn(
-                f"no row can be an anomaly at alpha {level:.2g}: {compared} rows to compare with "
-                f"give p-values from {least:.2g}; use a larger alpha or fit on more rows",
-                InputWarning,
-                stacklevel=2,
+        level, p_value = rule.level(len(rows)), found["p_value"].astype(np.float64)
+        given = f"{compared} rows to compare with give p-values from {least:.2g}"
+        sentence = None
+        if (p_value < least).any():
+            pass  # rows of the fit are compared with one another
+        elif rule.fdr is not None and least > level / len(rows) and not found["is_anomaly"].any():
+            needed = int(np.ceil(least * len(rows) / level))
+            sentence = (
+                f"fewer than {needed} rows cannot be discoveries at fdr {level:g} among "
+                f"{len(rows)}: {given}; recalibrate with more rows"
             )
-        return judge.judge(self.model_, self.detector_, self.calibration_, rows, self.schema_, rule)
+        elif least > level:
+            sentence = (
+                f"no row can be an anomaly at alpha {level:.2g}: {given}; use a larger alpha or "
+                f"fit on more rows"
+            )
+        if sentence is not None:
+            warnings.warn(sentence, InputWarning, stacklevel=3)
+        return found
 
     def explain(self, X: Any, top: int = 3) -> Any:
         """Say of each row what raised its score, as a frame of ``top`` causes a row.
@@ -188,6 +204,14 @@ class Judging(ABC):
             raise InputError(
                 f"got {len(rows)} rows to compare with; give {FEWEST} or more, 99 for an alpha of "
                 f"0.01"
+            )
+        known = judge.learnt(self.model_, self.detector_, rows, self.schema_)
+        if known:
+            warnings.warn(
+                f"{known} of the {len(rows)} rows were in the fit, so p-values of new rows will be "
+                f"too small; recalibrate with rows that were not",
+                InputWarning,
+                stacklevel=2,
             )
         found = Calibration.of(self.model_, self.detector_, rows, self.schema_, held_out=True)
         self.calibration_ = replace(found, learnt=self.calibration_.learnt)

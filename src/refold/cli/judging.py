@@ -154,11 +154,16 @@ def _score_series(
     with commands.remarks(quiet):
         judged = monitor.judge_steps(data, 0.01 if alpha is None else alpha)
         found = monitor.judge_alarms(data, per_month=per_month)
-    flagged, count = sum(judged["is_anomaly"]), len(found["score"])
+    flagged, count = int(sum(judged["is_anomaly"])), len(found["score"])
     if alarms is not None:
         write(dict(found), alarms)
-    text = f"{len(judged['score'])} steps scored, {flagged} of them unusual, {count} alarms"
+    blank = sum(1 for score in judged["score"] if score != score)
+    steps = f"{len(judged['score'])} steps scored"
+    if blank:
+        steps = f"{len(judged['score'])} steps, {blank} of them without a score"
+    told = "1 alarm" if count == 1 else f"{count} alarms"
+    text = f"{steps}, {flagged} of them unusual, {told}"
     commands.write_columns(dict(judged), out, text, quiet, as_json, anomalies=flagged,
                            alarms=count)  # fmt: skip
     if alarms is not None and not quiet and not as_json:
-        print(f"wrote {alarms}: {count} alarms")
+        print(f"wrote {alarms}: {told}")

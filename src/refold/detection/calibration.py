@@ -113,7 +113,7 @@ class Calibration:
         found = (1 + rank) / (1 + len(self.scores))
         if learnt is not None and len(self.learnt):
             own = np.searchsorted(self.learnt, scores, side="right")
-            found = np.where(learnt, (1 + own) / (1 + len(self.learnt)), found)
+            found = np.where(learnt, np.maximum(own, 1) / len(self.learnt), found)
         return found
 
     def entry_p_values(self, added: NDArray[np.floating]) -> NDArray[np.float64]:

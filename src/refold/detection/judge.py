@@ -88,6 +88,13 @@ def scores(model: Model, detector: Detector, rows: Batch, schema: Schema) -> Ten
 
 
 @torch.inference_mode()
+def learnt(model: Model, detector: Detector, rows: Batch, schema: Schema) -> int:
+    """How many rows were in the fit, as far as the detector knows them again."""
+    passes = inference.outputs(model, rows, schema)
+    return sum(int(detector.learnt(o)[:n].sum()) for o, n in passes)
+
+
+@torch.inference_mode()
 def contributions(
     model: Model, detector: Detector, rows: Batch, schema: Schema, setting: str | None = None
 ) -> Tensor:

@@ -61,7 +61,7 @@ class Ensemble(Fusion):
         *,
         hidden: tuple[int | Mapping[str, Any] | DenseStage, ...] = (),
         members: int = 8,
-        widths: tuple[float, ...] | float = (0.25, 1.0),
+        widths: tuple[float, ...] | float = 1.0,
         activation: str = "relu",
         dropout: float = 0.0,
         init: str = "auto",

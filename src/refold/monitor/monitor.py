@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from refold.data.containers import frame
-from refold.errors import InputError
+from refold.errors import InputError, InputWarning, unknown
 from refold.estimator import MOST, Autoencoder
 from refold.hints import fits
 from refold.monitor import keeping
@@ -184,6 +185,14 @@ class Monitor:
         line = self._line(series)
         figures, reference = self._figures(line, causal)
         score = reference.score(figures)
+        blank = int(np.isnan(score[line.slots]).sum())
+        if 2 * blank > len(line.slots) and not causal:
+            warnings.warn(
+                f"{blank} of {len(line.slots)} rows have no score, as too few of the steps beside "
+                f"them have a row; give a series in steps as short as those learnt",
+                InputWarning,
+                stacklevel=2,
+            )
         p_value = reference.p_values(score)
         worst = reference.shares(figures).argmax(1)
         rows = line.slots
@@ -403,6 +412,11 @@ class Monitor:
                 raise InputError(f"{name} is {value!r}; give a whole number, {least} or more")
         if not (fits(self.contamination, float) and 0 <= self.contamination < 0.5):
             raise InputError(f"contamination is {self.contamination!r}; give a share in [0, 0.5)")
+        known = Autoencoder().get_params()
+        for name in self.options:
+            if name not in known:
+                own = ("window", "stride", "timestamp", "contamination")
+                raise unknown("option of Monitor", name, (*own, *known))
         if "fields" in self.options:
             raise InputError("fields was given, but a monitor makes its own field of windows")
 

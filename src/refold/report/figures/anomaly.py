@@ -110,7 +110,8 @@ def compared(evidence: Evidence, alpha: float) -> list[Compared]:
         found.append(Compared(NEW, whose, known, *mine, -new.threshold(alpha)))
     if learnt.any():
         whose, mine = f"{len(kept.learnt):,} rows of the fit", (-score[learnt], p_value[learnt])
-        limit = -replace(kept, scores=kept.learnt).threshold(alpha)
+        # The rank of a row among them counts the row itself.
+        limit = -replace(kept, scores=kept.learnt[1:]).threshold(alpha)
         found.append(Compared("Rows of the fit", whose, -kept.learnt, *mine, limit))
     return found
 
