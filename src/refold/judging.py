@@ -110,16 +110,16 @@ class Judging(ABC):
         sentence = None
         if (p_value < least).any():
             pass  # rows of the fit are compared with one another
+        elif least > level:
+            sentence = (
+                f"no row can be an anomaly at alpha {level:.2g}: {given}; use a larger alpha or "
+                f"fit on more rows"
+            )
         elif rule.fdr is not None and least > level / len(rows) and not found["is_anomaly"].any():
             needed = int(np.ceil(least * len(rows) / level))
             sentence = (
                 f"fewer than {needed} rows cannot be discoveries at fdr {level:g} among "
                 f"{len(rows)}: {given}; recalibrate with more rows"
-            )
-        elif least > level:
-            sentence = (
-                f"no row can be an anomaly at alpha {level:.2g}: {given}; use a larger alpha or "
-                f"fit on more rows"
             )
         if sentence is not None:
             warnings.warn(sentence, InputWarning, stacklevel=3)

@@ -124,7 +124,8 @@ class Reference:
 
     def quantile(self, alpha: float) -> float:
         """Highest score whose p-value is at most ``alpha``; minus infinity where none can be."""
-        least = int(np.floor(alpha * (1 + len(self.scores)))) - 1
+        possible = np.arange(1, len(self.scores) + 2) / (1 + len(self.scores))
+        least = int(np.searchsorted(possible, alpha, side="right")) - 1
         if least < 0:
             return -np.inf
         # p <= alpha means at most `least` known scores at or below.
