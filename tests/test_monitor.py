@@ -536,7 +536,7 @@ def test_unusual_windows_are_left_out_of_training():
     def learnt(contamination):
         return Detector.learn(
             line.times, line.values, np.ones(HOURS, dtype=bool), window=24, stride=1, period=WEEK,
-            step=line.grid.step, contamination=contamination, options={"epochs": 2},
+            grid=line.grid, contamination=contamination, options={"epochs": 2},
         )  # fmt: skip
 
     clean, all_in = learnt(0.15), learnt(0.0)

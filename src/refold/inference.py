@@ -82,8 +82,11 @@ def each(
         return [done(part) for part in portions(rows)]
     if device.type != "cpu" or threads == 1:
         return [done(part) for part in portions(rows, LARGE)]
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        return list(pool.map(done, portions(rows, LARGE)))
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(done, portions(rows, LARGE)))
+    finally:
+        torch.set_num_threads(threads)  # what the workers set, later threads would inherit
 
 
 @torch.inference_mode()

@@ -108,8 +108,12 @@ class Judging(ABC):
         level, p_value = rule.level(len(rows)), found["p_value"].astype(np.float64)
         given = f"{compared} rows to compare with give p-values from {least:.2g}"
         sentence = None
-        if (p_value < least).any():
-            pass  # rows of the fit are compared with one another
+        if (p_value < least).any():  # rows of the fit are compared with one another
+            if rule.fdr is not None and not found["is_anomaly"].any():
+                sentence = (
+                    "p-values of rows of the fit are their ranks, of which none can be a discovery "
+                    "among the others; use contamination=, or give new rows"
+                )
         elif least > level:
             sentence = (
                 f"no row can be an anomaly at alpha {level:.2g}: {given}; use a larger alpha or "
@@ -131,8 +135,10 @@ class Judging(ABC):
         Columns: ``row`` (its position), ``cause`` (the column, entry or pixel; of a series the
         steps from the first to the last, ``name[40:52]``), the value ``seen`` there and the one
         ``expected`` given the rest of the row (means over steps), the ``share`` of the row's score
-        and its ``p_value``, the share of held-out rows in which that entry adds as much. Causes of
-        a row are in order, the first that of :meth:`anomalies`.
+        and its ``p_value``, the share of held-out rows in which that entry adds as much (of several
+        steps times their number; NaN for rows of the fit), for that entry by itself: among many
+        entries some are unusual in any row. Causes of a row are in order, the first that of
+        :meth:`anomalies`.
 
         >>> import numpy as np
         >>> X = np.random.default_rng(0).normal(size=(300, 1)) @ np.ones((1, 4))
@@ -205,7 +211,7 @@ class Judging(ABC):
                 f"got {len(rows)} rows to compare with; give {FEWEST} or more, 99 for an alpha of "
                 f"0.01"
             )
-        known = judge.learnt(self.model_, self.detector_, rows, self.schema_)
+        known = int(judge.learnt(self.model_, self.detector_, rows, self.schema_).sum())
         if known:
             warnings.warn(
                 f"{known} of the {len(rows)} rows were in the fit, so p-values of new rows will be "

@@ -132,12 +132,13 @@ def learn(
     reasons = list(chosen.reasons)
     if course.contamination:
         share = TENTH if isinstance(course.contamination, str) else course.contamination
-        kept = ordinary(model, train.targets, schema, share)
+        own = targets.rows(torch.from_numpy(train_at))
+        kept = ordinary(model, own, schema, share)
         reasons.append(
             f"{len(train_at) - len(kept)} of {len(train_at)} rows are not learnt from, those "
             f"farthest from groups of others: contamination={course.contamination}"
         )
-        train_at = train_at[kept.cpu().numpy()]
+        train_at = train_at[kept.numpy()]
         train = every.part(train_at, device)
     usual = usual_training(chosen.parts, len(train_at), schema)
     given = {k: v for k, v in course.plan.items() if v is not None and v != PLAIN.get(k)}
@@ -215,6 +216,8 @@ def learn(
         setting=setting_of(course.contamination),
         fitted=targets,
     )
+    if detector.setting is None and detector.known is None:
+        reasons.append("so many rows are not known again: those of the fit are judged as new ones")
     calibration = Calibration.of(model, detector, judged, schema, held is not None, fitted=targets)
     reference = Reference.of(targets, schema, None if held is None else judged)
     local = None

@@ -66,21 +66,22 @@ class Calibration:
             scores.append(-detector.score(output, setting)[:count].double().cpu())
             bare.append(scores[-1] + of_targets(output)[:count].double().cpu())
             codes.append(output.code.z[:count].flatten(1).float().cpu())
-            if sum(map(len, parts)) < PARTS:
-                parts.append(detector.contributions(output, setting)[:count].float().cpu())
         every = torch.cat(scores).numpy()
         every_few = slice(None, None, -(-len(every) // SHOWN))
         targets = targets_of(model) if not detector.parts else []
         without = np.sort(torch.cat(bare).numpy())[: len(every) if targets else 0]
-        added = torch.cat(parts)[:PARTS]
+        shown = rows.rows(slice(None, None, -(-len(rows) // PARTS)))
+        for output, count in inference.outputs(model, shown, schema):
+            parts.append(detector.contributions(output, setting)[:count].float().cpu())
+        added = torch.cat(parts)
         added = added[: max(1, NUMBERS // added.shape[1])].sort(0).values.numpy()
-        shown = torch.cat(codes).numpy()[every_few], every[every_few]
+        some = torch.cat(codes).numpy()[every_few], every[every_few]
         learnt: list[Tensor] = []
         if fitted is not None and detector.setting is None:
             passes = inference.outputs(model, spaced(fitted), schema)
             learnt = [-detector.score(o, OUTLIERS)[:n].double().cpu() for o, n in passes]
         own = torch.cat(learnt).sort().values.numpy() if learnt else np.zeros(0)
-        return cls(np.sort(every), *shown, added, held_out, without, own)
+        return cls(np.sort(every), *some, added, held_out, without, own)
 
     def with_codes(self, model: Model, rows: Batch, schema: Schema) -> Calibration:
         """Return the same scores with the codes that ``model`` gives the rows."""

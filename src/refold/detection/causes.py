@@ -14,7 +14,7 @@ from refold import inference
 from refold.data.schema import Schema
 from refold.detection.calibration import Calibration
 from refold.detection.detector import NOVELTY, Detector
-from refold.detection.judge import contributions, entries, judged_fields
+from refold.detection.judge import contributions, entries, judged_fields, learnt
 from refold.fields import Field, Image, Series, Text
 from refold.model import Model
 from refold.table import Column, Table
@@ -68,6 +68,7 @@ def explain(
     if detector.setting is None:
         compared = contributions(model, detector, rows, schema, NOVELTY).numpy()
     p_values = calibration.entry_p_values(compared)
+    p_values[learnt(model, detector, rows, schema).numpy()] = np.nan  # judged by other evidence
     names = entries(model, detector, schema)
     total = added.sum(1)
     where, told, given, usual = list[int](), list[str](), list[Any](), list[Any]()
@@ -81,7 +82,8 @@ def explain(
             usual.append(expected.at(row, cause))
             whole = total[row] if total[row] > 0 else np.nan  # costs may be below zero
             shares.append(float(added[row, at].sum() / whole))
-            ps.append(float(p_values[row, at].min()))
+            each = p_values[row, at]
+            ps.append(float(min(1.0, each.min() * each.size)))  # the least of several, corrected
     return {
         "row": np.array(where, dtype=np.int64),
         "cause": np.array(told, dtype=object),

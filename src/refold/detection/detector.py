@@ -19,6 +19,7 @@ FAINT = 1e-3  # what is added to each figure, so that one of zero does not decid
 TENTH = 0.1  # rows that evidence of outliers does without, where no share is known
 MOST = 1_000_000  # rows of a fit that are known again
 ENOUGH = 10_000  # rows that tell what is usual
+PORTION = 1 << 16  # rows whose fingerprints are taken at once
 NOVELTY, OUTLIERS = "novelty", "outliers"
 
 
@@ -35,8 +36,8 @@ class Detector(nn.Module):
     There are two settings. New rows are compared with rows that are believed to be clean: near one
     of them, they are normal (``"novelty"``). Among the rows of a fit anomalies may keep each other
     company, and the model knows them all, so they are judged by other evidence (``"outliers"``).
-    ``setting`` None leaves it to the row: one that was in the fit, value for value, is judged as
-    an outlier (:attr:`known` holds their fingerprints), any other as a novelty.
+    ``setting`` None leaves it to the row: one that was in the fit, value for value, and once, is
+    judged as an outlier (:attr:`known` holds their fingerprints), any other as a novelty.
 
     Shares of entries are those of the pieces of evidence, each with as many votes as figures, and
     add up to the score.
@@ -79,8 +80,12 @@ class Detector(nn.Module):
         split = setting is None and any(p.when != "always" for p in heard)
         if not split:
             return cls(heard, setting or NOVELTY)
-        known = None if fitted is None or len(fitted) > MOST else fingerprints(fitted)
-        return cls(heard, None, known if known is None else known.unique())
+        known = None
+        if fitted is not None and len(fitted) <= MOST:
+            # What recurs in the fit will recur in new rows, which must be judged as new.
+            prints, times = fingerprints(fitted).unique(return_counts=True)
+            known = prints[times == 1]
+        return cls(heard, None, known).to(model.fusion.last_bias().device)
 
     @property
     def specs(self) -> tuple[PartSpec, ...]:
@@ -164,7 +169,7 @@ def ordinary(model: Model, rows: Batch, schema: Schema, share: float) -> Tensor:
     detector = Detector.learn([spec], model, rows, schema)
     scores = [detector.score(o)[:n] for o, n in inference.outputs(model, rows, schema)]
     order = torch.cat(scores).argsort()
-    return order[: max(2, len(rows) - round(share * len(rows)))].sort().values
+    return order[: max(2, len(rows) - round(share * len(rows)))].sort().values.cpu()
 
 
 def spaced(rows: Batch) -> Batch:
@@ -177,6 +182,9 @@ def fingerprints(rows: Batch) -> Tensor:
 
     Values count up to a thousandth of their field's unit: a file, or single precision, may round.
     """
+    if len(rows) > PORTION:  # whole numbers of all rows at once would take several times their room
+        parts = [slice(i, i + PORTION) for i in range(0, len(rows), PORTION)]
+        return torch.cat([fingerprints(rows.rows(part)) for part in parts])
     total = torch.zeros(len(rows), dtype=torch.int64, device=next(iter(rows.x.values())).device)
     draw = torch.Generator().manual_seed(0)
     for name, x in rows.x.items():

@@ -168,7 +168,7 @@ class Reference:
         ``alpha`` is the share of false reports on rows that are like those of training.
         """
         assert 0 < alpha < 1, alpha
-        if len(rows) < FEW:
+        if len(rows) < FEW or not self.samples:  # none in models saved before there were any
             return None
         now = _summaries(rows, schema, True) | _summaries(rows, schema, False)
         pairs = [

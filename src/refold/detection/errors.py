@@ -30,16 +30,15 @@ class Costs(Evidence):
 
     def learn_units(self, model: Model, rows: Batch, schema: Schema) -> None:
         """Learn each entry's mean cost and its least."""
-        cells: list[Tensor] = []
-        there: list[Tensor] = []
+        total, least, times = 0.0, 0.0, 0
         for output, count in inference.outputs(model, rows, schema):
-            cells.append(self.costs(output)[:count].double())
-            seen = observed(output)
-            there.append(torch.ones_like(cells[-1][:, 0]).bool() if seen is None else seen[:count])
-        cost, known = torch.cat(cells), torch.cat(there).unsqueeze(1)
-        low = torch.where(known, cost, torch.inf).amin(0).clamp_max(0.0)
-        low = torch.where(low.isfinite(), low, 0.0)
-        mean = torch.where(known, cost - low, 0.0).sum(0) / known.sum(0).clamp_min(1)
+            cost, seen = self.costs(output)[:count].double(), observed(output)
+            there = torch.ones_like(cost[:, :1]) if seen is None else seen[:count].unsqueeze(1)
+            known = torch.where(there > 0, cost, 0.0)
+            total, times = total + known.sum(0), times + (there > 0).sum(0)
+            least = known.amin(0).clamp_max(least)  # of nothing known, nothing
+        low, count = torch.as_tensor(least), torch.as_tensor(times)
+        mean = torch.as_tensor(total) / count.clamp_min(1) - torch.where(count > 0, low, 0.0)
         floor = FLOOR * constant_costs(model, rows).double().to(mean.device)
         self.keep(low=low.float(), unit=(mean + floor).clamp_min(1e-12).float())
 

@@ -73,7 +73,8 @@ class Rule:
         if self.contamination is None:
             return p_value <= self.level(len(p_value))
         flagged = np.zeros(len(score), dtype=np.bool_)
-        flagged[np.argsort(score, kind="stable")[: round(self.contamination * len(score))]] = True
+        order = np.lexsort((score, p_value))  # scores of two settings are of two scales
+        flagged[order[: round(self.contamination * len(score))]] = True
         return flagged
 
 
@@ -88,10 +89,10 @@ def scores(model: Model, detector: Detector, rows: Batch, schema: Schema) -> Ten
 
 
 @torch.inference_mode()
-def learnt(model: Model, detector: Detector, rows: Batch, schema: Schema) -> int:
-    """How many rows were in the fit, as far as the detector knows them again."""
+def learnt(model: Model, detector: Detector, rows: Batch, schema: Schema) -> Tensor:
+    """Which rows were in the fit ``[n]``, as far as the detector knows them again."""
     passes = inference.outputs(model, rows, schema)
-    return sum(int(detector.learnt(o)[:n].sum()) for o, n in passes)
+    return torch.cat([detector.learnt(o)[:n].cpu() for o, n in passes])
 
 
 @torch.inference_mode()

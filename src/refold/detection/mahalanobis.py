@@ -86,7 +86,10 @@ class Mahalanobis(Evidence):
         return parted(self.values.by_entry(self._terms(output)).abs())
 
     def _terms(self, output: Output) -> Tensor:
-        away = self._filled(output) - self.middle
+        x, there = self.values(output)
+        away = x - self.middle
+        if there is not None:
+            away = away.masked_fill(~there, 0.0)  # the centre is where what is missing may be
         return away * (away @ self.inverse)
 
     def _filled(self, output: Output) -> Tensor:

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from refold.monitor.timeline import SECOND, Grid, spoken
+from refold.table import compute
 
 DAY, WEEK = 86_400 * SECOND, 604_800 * SECOND
 REPEATS = 4  # periods that must be there for one to be learnt
@@ -34,13 +36,20 @@ class Profile:
     step: int
     medians: NDArray[np.float64]
     scale: NDArray[np.float64]
+    zone: str | None = None
+    """Time zone by whose clock days and weeks go; None: that of the times themselves."""
 
     @classmethod
     def of(
-        cls, times: NDArray[np.int64], values: NDArray[np.float64], period: int, step: int
+        cls,
+        times: NDArray[np.int64],
+        values: NDArray[np.float64],
+        period: int,
+        step: int,
+        zone: str | None = None,
     ) -> Profile:
         """Learn the medians; a phase that was never seen has the median of all."""
-        bare = cls(period, step, np.zeros((0, 0)), np.zeros(0))
+        bare = cls(period, step, np.zeros((0, 0)), np.zeros(0), zone)
         phase = bare.phases(times)
         level = _nanmedian(values)
         medians = np.tile(np.where(np.isnan(level), 0.0, level), (bare.size, 1))
@@ -55,7 +64,7 @@ class Profile:
         seen = ~np.isnan(left)
         wide = np.sqrt(np.where(seen, left, 0.0).__pow__(2).sum(0) / np.maximum(seen.sum(0), 1))
         scale = np.where(scale > 1e-9 * np.abs(medians).max(0), scale, wide)
-        return cls(period, step, medians, np.where(scale > 0, scale, 1.0))
+        return cls(period, step, medians, np.where(scale > 0, scale, 1.0), zone)
 
     @property
     def size(self) -> int:
@@ -64,7 +73,13 @@ class Profile:
 
     def phases(self, times: NDArray[np.int64]) -> NDArray[np.int64]:
         """Phase of each time."""
-        return (times % self.period) // self.step if self.period else np.zeros_like(times)
+        if not self.period:
+            return np.zeros_like(times)
+        wall = times
+        if self.zone is not None and self.period % DAY == 0:
+            there = pa.array(times, pa.timestamp("ns", self.zone))
+            wall = compute.local_timestamp(there).cast(pa.int64()).to_numpy()
+        return (wall % self.period) // self.step
 
     def expected(self, times: NDArray[np.int64]) -> NDArray[np.float64]:
         """Medians at the given times, ``[T, C]``."""
@@ -143,10 +158,10 @@ def chosen_profile(
         known += [p for p in (DAY, WEEK) if p >= 4 * grid.step]
     span = len(times) * grid.step
     able = sorted({p for p in known if span >= REPEATS * p})
-    best, kept = 0, _held_out_error(times, values, 0, grid.step, folds)
+    best, kept = 0, _held_out_error(times, values, 0, grid, folds)
     level = kept
     for candidate in able:
-        error = _held_out_error(times, values, candidate, grid.step, folds)
+        error = _held_out_error(times, values, candidate, grid, folds)
         if error < GAIN * kept:
             best, kept = candidate, error
     if not best:
@@ -162,15 +177,15 @@ def _held_out_error(
     times: NDArray[np.int64],
     values: NDArray[np.float64],
     period: int,
-    step: int,
+    grid: Grid,
     folds: NDArray[np.int64],
 ) -> float:
     """Mean absolute deviation of blocks from the medians of the others, in the level's scale."""
-    scale = Profile.of(times, values, 0, step).scale
+    scale = Profile.of(times, values, 0, grid.step).scale
     errors: list[float] = []
     for fold in _present(folds):
         out = folds == fold
-        own = Profile.of(times[~out], values[~out], period, step)
+        own = Profile.of(times[~out], values[~out], period, grid.step, grid.zone)
         gaps = np.abs(values[out] - own.expected(times[out])) / scale
         errors.append(float(np.nanmean(gaps)) if not np.isnan(gaps).all() else 0.0)
     return float(np.mean(errors))

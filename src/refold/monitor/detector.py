@@ -17,6 +17,7 @@ from refold.data.windows import per_step, windows
 from refold.errors import InputError, InputWarning
 from refold.estimator import Autoencoder
 from refold.monitor.calendar import Profile
+from refold.monitor.timeline import Grid
 from refold.table import Table
 
 RECIPE = "dense"
@@ -104,7 +105,7 @@ class Detector:
         window: int,
         stride: int,
         period: int,
-        step: int,
+        grid: Grid,
         contamination: float,
         options: Mapping[str, Any],
     ) -> Detector:
@@ -112,7 +113,7 @@ class Detector:
 
         Of these the share ``contamination`` that a linear model finds the most unusual is left out.
         """
-        profile = Profile.of(times[train], values[train], period, step)
+        profile = Profile.of(times[train], values[train], period, grid.step, grid.zone)
         y = profile.standardised(times, values)
         every = windows(y, window, stride)
         whole = windows(train.astype(np.float64), window, stride)[:, :, 0].all(1)

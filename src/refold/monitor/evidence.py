@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from refold.errors import InputError
 from refold.monitor.detector import Figures
 
 KEPT = 100_000  # scores kept for comparison; more are thinned evenly
@@ -72,11 +73,11 @@ class Reference:
     @classmethod
     def of(cls, blocks: list[Figures], stretch: int) -> Reference:
         """Compare with blocks of time, each of steps that follow one another."""
-        shape = Law.of(np.concatenate([peaks(b.shape, stretch) for b in blocks]))
-        code = Law.of(np.concatenate([peaks(b.distance, stretch) for b in blocks]))
+        shape = Law.of(known_peaks([b.shape for b in blocks], stretch))
+        code = Law.of(known_peaks([b.distance for b in blocks], stretch))
         bare = cls(shape, code, 0.0, 1.0, stretch, np.zeros(0))
         found = [bare.score(b) for b in blocks]
-        low, high = np.quantile(np.concatenate([peaks(-s, stretch) for s in found]), [LOW, HIGH])
+        low, high = np.quantile(known_peaks([-s for s in found], stretch), [LOW, HIGH])
         width = float(np.log(-np.log(LOW)) - np.log(-np.log(HIGH)))
         spread = max(float(high - low) / width, 0.5)
         peak = float(high) + spread * float(np.log(-np.log(HIGH)))
@@ -149,6 +150,17 @@ def peaks(figures: NDArray[np.float64], stretch: int) -> NDArray[np.float64]:
     whole = figures[: len(figures) // stretch * stretch].reshape(-1, stretch)
     enough = (~np.isnan(whole)).mean(1) >= 0.5
     return np.nanmax(whole[enough], axis=1) if enough.any() else np.zeros(0)
+
+
+def known_peaks(parts: list[NDArray[np.float64]], stretch: int) -> NDArray[np.float64]:
+    """Peaks of all parts; an error where there is none."""
+    found = np.concatenate([peaks(part, stretch) for part in parts])
+    if not len(found):
+        raise InputError(
+            f"no stretch of {stretch} steps has values in half of them, so there is nothing to "
+            f"compare with; give a series with fewer gaps"
+        )
+    return found
 
 
 def _logit(share: float) -> float:

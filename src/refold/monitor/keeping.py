@@ -95,7 +95,9 @@ def load(path: str | Path) -> tuple[dict[str, Any], Detector, Reference, Referen
     if hashlib.sha256(data).hexdigest() != config["arrays"]:
         raise _damaged(folder, ARRAYS)
     arrays = safetensors.numpy.load(data)
-    profile = Profile(config["period"], config["step"], arrays["medians"], arrays["scale"])
+    profile = Profile(
+        config["period"], config["step"], arrays["medians"], arrays["scale"], config["zone"]
+    )
     detector = Detector(
         Autoencoder.load(folder / MODEL), profile, config["window"], arrays["unit"],
         arrays["centre"], arrays["whitening"],
@@ -108,7 +110,7 @@ def load(path: str | Path) -> tuple[dict[str, Any], Detector, Reference, Referen
 
 def grid(state: Mapping[str, Any]) -> Grid:
     """Where steps lie."""
-    return Grid(state["step"], state["timed"])
+    return Grid(state["step"], state["timed"], state["zone"])
 
 
 def _law(reference: Reference) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from refold.table import Column
 
 FOLDS = 4  # models that each leave a quarter of the time out, for scores of steps not learnt
 LEAST = 8  # windows' lengths that a series must have
+MANY = 30  # windows side by side from which on figures of a series are to be relied on
 MONTH = 30 * 86_400 * SECOND
 RATE = 6.0  # alarms a month to expect where all is well
 
@@ -113,7 +114,7 @@ class Monitor:
         longest, why = chosen_profile(line.times, line.values, line.grid, period, folds)
         learn = partial(
             Detector.learn, line.times, line.values, window=window, stride=stride, period=longest,
-            step=line.grid.step, contamination=self.contamination, options=self.options,
+            grid=line.grid, contamination=self.contamination, options=self.options,
         )  # fmt: skip
         merged, causal = nothing(line.values), nothing(line.values)
         blocks = [_blocks(folds == fold) for fold in range(FOLDS)]
@@ -141,7 +142,12 @@ class Monitor:
             else "all windows were learnt from, as contamination=0 says that they are clean"
         )
         self.reasons_ = (*reasons, why, left_out)
-        self.notes_ = line.notes
+        count = len(line) // window
+        few = (
+            f"{count} windows side by side are few: p-values and counts of alarms are rough, and "
+            f"rather too low"
+        )
+        self.notes_ = (*line.notes, few) if count < MANY else line.notes
         return self
 
     def recalibrate(self, series: Any) -> Self:
@@ -353,6 +359,7 @@ class Monitor:
             },
             "step": self.grid_.step,
             "timed": self.grid_.timed,
+            "zone": self.grid_.zone,
             "stride": self.stride_,
             "channels": list(self.channels_),
             "name": self.name_,

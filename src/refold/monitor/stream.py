@@ -47,7 +47,7 @@ class Stream:
         self._start: int | None = None  # time of the first step
         self._last = 0  # time that was pushed last
         self._slot = 0
-        self._rows = 0  # rows averaged in the last step
+        self._rows = np.zeros(len(channels), dtype=np.int64)  # rows averaged in the last step
 
     def push(self, timestamp: Any, values: Any) -> Step:
         """Judge the next step, by it and those before.
@@ -77,10 +77,10 @@ class Stream:
             keep = max(0, len(self._ring) - ahead)
             self._ring[:keep] = self._ring[len(self._ring) - keep :].copy()
             self._ring[keep:] = np.nan
-            self._ring[-1], self._rows = row, 1
+            self._ring[-1], self._rows = row, (~np.isnan(row)).astype(np.int64)
         else:
             self._ring[-1] = _averaged(self._ring[-1], row, self._rows)
-            self._rows += 1
+            self._rows += ~np.isnan(row)
         self._last, self._slot = time, slot
         return self._judged(timestamp)
 
@@ -128,7 +128,7 @@ class Stream:
 
 
 def _averaged(
-    mean: NDArray[np.float64], row: NDArray[np.float64], rows: int
+    mean: NDArray[np.float64], row: NDArray[np.float64], rows: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Mean of a step's rows with one more; what is missing does not count."""
     both = (rows * mean + row) / (rows + 1)

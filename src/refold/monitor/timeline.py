@@ -36,6 +36,8 @@ class Grid:
     step: int
     """Nanoseconds from one step to the next; 1 where rows are counted."""
     timed: bool
+    zone: str | None = None
+    """Time zone of the column of times, by whose clock days go."""
 
     def slots(self, times: NDArray[np.int64], start: int) -> NDArray[np.int64]:
         """Nearest step of each time, counted from ``start``."""
@@ -119,7 +121,8 @@ def timeline(
             f"'{name}' has {len(unique)} times for {len(at)} rows; give one row a time: of several "
             f"series choose one, or give each a column of its own"
         )
-    own = grid or Grid(1 if counted else _usual_step(unique, name), not counted)
+    zone = getattr(getattr(stamps, "type", None), "tz", None)
+    own = grid or Grid(1 if counted else _usual_step(unique, name), not counted, zone)
     slots = own.slots(at, int(unique[0]))
     count = int(slots[order[-1]]) + 1
     if count > SPARSE * len(at) + 1000:
