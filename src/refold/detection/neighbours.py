@@ -60,8 +60,8 @@ class Neighbours(Evidence):
     def __init__(
         self,
         *,
-        references: int = 1024,
-        groups: tuple[int, ...] = (64, 256, 1024),
+        references: int = 768,
+        groups: tuple[int, ...] = (64, 256, 768),
         space: str = "values",
         when: str = "always",
     ) -> None:
