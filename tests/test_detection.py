@@ -14,9 +14,11 @@ from sklearn.metrics import roc_auc_score
 
 import refold
 from refold import Autoencoder, inference
+from refold.data.sources import read
 from refold.detection import Calibration, Detector, Neighbours, Rule, ordinary
 from refold.detection.base import observed
 from refold.detection.errors import costs
+from refold.detection.judge import learnt
 from refold.detection.neighbours import grouped
 from refold.errors import InputError
 from refold.learn import split
@@ -770,3 +772,21 @@ def test_binomial_error_is_what_the_bound_above_is_made_of():
     error = math.sqrt(k * (81 - k) / 81**2 / 82 + 0.09 / 500)
     assert np.std(shares) == pytest.approx(error, rel=0.1)
     assert np.mean(shares) == pytest.approx(k / 81, abs=4 * error / math.sqrt(2000))
+
+
+def test_what_recurs_in_a_fit_is_new_beside_new_rows_and_known_beside_the_others():
+    X = plane(300)
+    X[::10] = X[0]  # as of a machine that is off
+    ae = Autoencoder(recipe="anomaly", epochs=2).fit(X)
+    assert len(ae.detector_.known) == 270
+    assert ae.detector_.recurred is not None and len(ae.detector_.recurred) == 1
+
+    def known(rows):
+        return learnt(ae.model_, ae.detector_, ae.schema_.encode(read(rows))[0], ae.schema_)
+
+    fresh = plane(300, seed=1)
+    fresh[:5] = X[0]
+    assert not known(fresh).any()
+    assert known(X).all()
+    alone = known(X[:11])  # too few to tell
+    assert alone.tolist() == [False, *[True] * 9, False]

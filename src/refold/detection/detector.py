@@ -18,6 +18,7 @@ from refold.types import Batch
 FAINT = 1e-3  # what is added to each figure, so that one of zero does not decide alone
 TENTH = 0.1  # rows that evidence of outliers does without, where no share is known
 MOST = 1_000_000  # rows of a fit that are known again
+FEWEST = 20  # rows by which it is told whether they are those of the fit
 ENOUGH = 10_000  # rows that tell what is usual
 PORTION = 1 << 16  # rows whose fingerprints are taken at once
 NOVELTY, OUTLIERS = "novelty", "outliers"
@@ -36,25 +37,30 @@ class Detector(nn.Module):
     There are two settings. New rows are compared with rows that are believed to be clean: near one
     of them, they are normal (``"novelty"``). Among the rows of a fit anomalies may keep each other
     company, and the model knows them all, so they are judged by other evidence (``"outliers"``).
-    ``setting`` None leaves it to the row: one that was in the fit, value for value, and once, is
-    judged as an outlier (:attr:`known` holds their fingerprints), any other as a novelty.
+    ``setting`` None leaves it to the row: one that was in the fit, value for value, is judged as
+    an outlier, any other as a novelty. :attr:`known` holds the fingerprints of rows that were there
+    once; what :attr:`recurred` in the fit recurs in new rows too, and is judged as they are unless
+    most rows at hand are those of the fit (:meth:`facing`).
 
     Shares of entries are those of the pieces of evidence, each with as many votes as figures, and
     add up to the score.
     """
 
     known: Tensor | None
+    recurred: Tensor | None
 
     def __init__(
         self,
         evidence: Sequence[Evidence] = (),
         setting: str | None = NOVELTY,
         known: Tensor | None = None,
+        recurred: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.evidence = nn.ModuleList(evidence)
         self.parts, self.setting = tuple(evidence), setting
         self.register_buffer("known", known)
+        self.register_buffer("recurred", recurred)
 
     @classmethod
     @torch.inference_mode()
@@ -80,12 +86,11 @@ class Detector(nn.Module):
         split = setting is None and any(p.when != "always" for p in heard)
         if not split:
             return cls(heard, setting or NOVELTY)
-        known = None
-        if fitted is not None and len(fitted) <= MOST:
-            # What recurs in the fit will recur in new rows, which must be judged as new.
-            prints, times = fingerprints(fitted).unique(return_counts=True)
-            known = prints[times == 1]
-        return cls(heard, None, known).to(model.fusion.last_bias().device)
+        if fitted is None or len(fitted) > MOST:
+            return cls(heard, None)
+        prints, times = fingerprints(fitted).unique(return_counts=True)
+        made = cls(heard, None, prints[times == 1], prints[times > 1])
+        return made.to(model.fusion.last_bias().device)
 
     @property
     def specs(self) -> tuple[PartSpec, ...]:
@@ -108,6 +113,17 @@ class Detector(nn.Module):
                 place, _, leaf = name.removeprefix("detector.").rpartition(".")
                 made.get_submodule(place).register_buffer(leaf, tensor)
         return made
+
+    @torch.inference_mode()
+    def facing(self, rows: Batch) -> Detector:
+        """Return the detector as it judges these rows: knowing all of the fit, if most are that."""
+        if self.known is None or self.recurred is None or not len(self.recurred):
+            return self
+        every = torch.cat([self.known, self.recurred]).unique()
+        few = fingerprints(spaced(rows)).to(every.device)
+        if len(few) < FEWEST or torch.isin(few, every).double().mean() < 0.5:
+            return self
+        return Detector(self.parts, None, every)
 
     def score(self, output: Output, setting: str | None = None) -> Tensor:
         """How unusual each row is, ``[B]``; ``setting`` overrules the detector's own."""

@@ -81,6 +81,7 @@ class Rule:
 @torch.inference_mode()
 def scores(model: Model, detector: Detector, rows: Batch, schema: Schema) -> Tensor:
     """How unusual each row is, ``[n]`` in double precision."""
+    detector = detector.facing(rows)
 
     def work(output: Output, count: int) -> Tensor:
         return detector.score(output)[:count].double().cpu()
@@ -91,7 +92,7 @@ def scores(model: Model, detector: Detector, rows: Batch, schema: Schema) -> Ten
 @torch.inference_mode()
 def learnt(model: Model, detector: Detector, rows: Batch, schema: Schema) -> Tensor:
     """Which rows were in the fit ``[n]``, as far as the detector knows them again."""
-    passes = inference.outputs(model, rows, schema)
+    detector, passes = detector.facing(rows), inference.outputs(model, rows, schema)
     return torch.cat([detector.learnt(o)[:n].cpu() for o, n in passes])
 
 
@@ -100,7 +101,7 @@ def contributions(
     model: Model, detector: Detector, rows: Batch, schema: Schema, setting: str | None = None
 ) -> Tensor:
     """What each entry adds to the score, ``[n, E]``, in the detector's setting or another."""
-    passes = inference.outputs(model, rows, schema)
+    detector, passes = detector.facing(rows), inference.outputs(model, rows, schema)
     return torch.cat([detector.contributions(o, setting)[:n].cpu() for o, n in passes])
 
 
@@ -115,6 +116,7 @@ def judge(
 ) -> dict[str, NDArray[np.generic]]:
     """Return the columns ``score``, ``p_value``, ``is_anomaly`` and ``cause``."""
     names = np.array(entries(model, detector, schema), dtype=object)
+    detector = detector.facing(rows)
     found: list[Tensor] = []
     causes: list[Tensor] = []
     bare: list[Tensor] = []

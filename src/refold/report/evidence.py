@@ -147,7 +147,8 @@ def _learnt(ae: Autoencoder, rows: Batch) -> NDArray[np.bool_]:
     if not len(ae.calibration_.learnt):
         return np.zeros(len(rows), dtype=np.bool_)
     passes = inference.outputs(ae.model_, rows, ae.schema_)
-    return torch.cat([ae.detector_.learnt(o)[:n].cpu() for o, n in passes]).numpy()
+    detector = ae.detector_.facing(rows)
+    return torch.cat([detector.learnt(o)[:n].cpu() for o, n in passes]).numpy()
 
 
 def role(own: Field) -> str:
