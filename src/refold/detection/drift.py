@@ -39,7 +39,7 @@ WIDE = 256  # entries of a field that are compared one by one
 MOVED = 0.1  # deviations of the median, or share of the middle half, that are worth a word
 SHOWN = 3  # changes that the sentence names
 
-ENDING = "so many alarms speak of the data, not of single rows"
+ENDING = "alarms may speak of the data, not of single rows"
 
 Matrix = NDArray[np.float32]
 
