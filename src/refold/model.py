@@ -72,6 +72,7 @@ class Model(nn.Module):
         self._scalars = dict.fromkeys(self.outputs, 1.0)
         self.shares = dict.fromkeys(self.outputs, 1.0)
         self.references = references
+        self.members = fusion.members
         self._coded = tuple(k for k in self.outputs if backbones[k].coded)
         for penalty in penalties:
             penalty.attach(self)
@@ -154,7 +155,7 @@ class Model(nn.Module):
         Members of a body learn apart, so in training each gives parameters, ``[members * B, P]``;
         in evaluation theirs are averaged.
         """
-        members = self.fusion.members
+        members = self.members
         if beside is not None and members > 1:
             beside = beside.repeated(members)
         own: dict[str, Tensor] = {}
@@ -174,7 +175,7 @@ class Model(nn.Module):
         self, params: dict[str, Tensor], target: Batch
     ) -> dict[str, tuple[Tensor, float]]:
         """Weighted cost of each field: a scalar, and the factor that makes it its mean per row."""
-        target = repeated(target, params)
+        target = repeated(target, params) if self.members > 1 else target
         costs = {
             k: self.likelihoods[k].cost(p, target.x[k], target.observed[k], self.weight(k))
             for k, p in params.items()
@@ -314,7 +315,7 @@ class Output:
     @cached_property
     def score(self) -> Tensor:
         """Cost per row ``[B]``: the higher, the more unusual."""
-        draws, members = self.code.draws, self.model.fusion.members
+        draws, members = self.code.draws, self.model.members
         costs = [nll.view(-1, len(self.target) * draws).mean(0) for nll in self.nll.values()]
         each = torch.stack([*costs, *(term / members for term in self.code.terms.values())]).sum(0)
         if draws == 1:
@@ -325,7 +326,7 @@ class Output:
     def costs(self) -> dict[str, tuple[Tensor, float]]:
         """Every cost by name: a scalar, and the factor that makes it its mean over the batch."""
         m, t = self.model, self.target
-        share = 1.0 / m.fusion.members
+        share = 1.0 / m.members
         if self.code.draws > 1:
             costs = {"bound": (self.score.sum(), 1.0 / len(t))}
         else:
