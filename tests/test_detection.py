@@ -790,3 +790,13 @@ def test_what_recurs_in_a_fit_is_new_beside_new_rows_and_known_beside_the_others
     assert known(X).all()
     alone = known(X[:11])  # too few to tell
     assert alone.tolist() == [False, *[True] * 9, False]
+
+
+def test_a_fit_of_nothing_but_recurring_rows_is_the_same_after_loading(tmp_path):
+    X = np.repeat(plane(40), 3, 0)
+    ae = Autoencoder(recipe="anomaly", epochs=2).fit(X)
+    ae.save(tmp_path / "m")
+    assert len(ae.detector_.known) == 0
+    pd.testing.assert_frame_equal(
+        pd.DataFrame(refold.load(tmp_path / "m").judge(X)), pd.DataFrame(ae.judge(X))
+    )

@@ -99,8 +99,7 @@ class Detector(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is saved."""
-        found = {f"detector.{k}": v.cpu().contiguous() for k, v in self.state_dict().items()}
-        return {k: v for k, v in found.items() if v.numel()}
+        return {f"detector.{k}": v.cpu().contiguous() for k, v in self.state_dict().items()}
 
     @classmethod
     def from_tensors(
