@@ -1,1 +1,1 @@
-"""What a trained model is for: judging rows, looking inside."""
+"""What a trained model is for: completing rows, looking inside, classifying, drawing."""
