@@ -401,6 +401,22 @@ def test_every_constructor_parameter_has_a_type_that_is_checked():
     assert named == set(refold.Autoencoder().get_params()) - hidden
 
 
+def test_several_parts_have_commas_between():
+    arguments = constructor_arguments(
+        recipe=None, latent=None, epochs=None, seed=0, ignore=[],
+        settings=["evidence=errors, neighbours(groups=(16, 64))", "corruption=gaussian(std=0.1)"],
+    )  # fmt: skip
+    assert arguments["evidence"] == ("errors", "neighbours(groups=(16, 64))")
+    assert arguments["corruption"] == "gaussian(std=0.1)"
+
+
+def test_a_mistyped_setting_of_a_monitor(refuses, tmp_path):
+    refuses(
+        "fit", "nowhere.csv", "--series", "--out", tmp_path / "m", "--set", "windw=3",
+        says=("unknown setting 'windw'", "did you mean 'window'"),
+    )  # fmt: skip
+
+
 def test_values_of_the_right_type_pass():
     arguments = constructor_arguments(
         recipe=None, latent=None, epochs=None, seed=0, ignore=["id"],

@@ -76,7 +76,14 @@ def monitor_arguments(settings: Sequence[str], **given: Any) -> dict[str, Any]:
     >>> monitor_arguments(["window=48", "lr=0.001"], recipe=None, latent=None, epochs=9, seed=0)
     {'epochs': 9, 'seed': 0, 'lr': 0.001, 'window': 48}
     """
+    from refold.estimator import Autoencoder
+
     own = [s for s in settings if s.partition("=")[0] in MONITOR]
+    others = [n for n in Autoencoder().get_params() if n not in (*OWN, *MONITOR)]
+    known = (*MONITOR, *others)
+    for key in (s.partition("=")[0] for s in settings):
+        if "." not in key and key not in known:
+            raise unknown("setting", key, known)
     rest = constructor_arguments(**given, ignore=(), settings=[s for s in settings if s not in own])
     if rest.pop("fields", None):
         raise InputError("a series has steps, and its channels are found; leave field.COLUMN out")
@@ -164,12 +171,29 @@ def literal(text: str) -> Any:
         return text
 
 
+def named(text: str) -> list[str]:
+    """Part names with commas between; none where the text is no such list."""
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError:
+        return []
+    if not isinstance(node, ast.Tuple):
+        return []
+    return [ast.unparse(part) for part in node.elts]
+
+
 def fitting(setting: str, value: Any, hint: Any) -> Any:
     """Return the value if it is of the type ``hint``, alone or as a sequence of one.
 
     >>> fitting("hidden=64", 64, Sequence[int] | None)
     (64,)
+    >>> fitting("evidence=errors, hidden(when=outliers)", "errors, hidden(when=outliers)",
+    ...     Sequence[str] | None)
+    ('errors', 'hidden(when=outliers)')
     """
+    parts = tuple(named(value)) if isinstance(value, str) else ()
+    if len(parts) > 1 and fits(parts, hint):
+        return parts
     if fits(value, hint):
         return value
     if fits((value,), hint):
