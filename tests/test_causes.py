@@ -9,7 +9,9 @@ import pytest
 
 import refold
 from refold import Autoencoder
+from refold.data.sources import read
 from refold.detection.causes import Cause, leading
+from refold.detection.judge import learnt
 from refold.errors import InputError
 from refold.fields import Numeric, Series
 
@@ -279,8 +281,11 @@ def answers(ae, X, top=3):
     assert np.isfinite(judged["score"]).all()
     assert ((judged["p_value"] > 0) & (judged["p_value"] <= 1)).all()
     found = table(ae.explain(X, top=top))
-    for column in ("share", "p_value"):
-        assert found[column].between(0, 1 + 1e-6).all()
+    assert found["share"].between(0, 1 + 1e-6).all()
+    rows = ae.schema_.encode(read(X))[0]
+    known = learnt(ae.model_, ae.detector_, rows, ae.schema_).numpy()[found["row"]]
+    assert found["p_value"][known].isna().all()  # of rows of the fit nothing is comparable
+    assert found["p_value"][~known].between(0, 1).all()
     for part in ae.contributions(X).values():
         assert np.isfinite(part).all()
     return judged, found
@@ -386,3 +391,17 @@ def test_gaps_that_training_never_had(no_warnings):
     for row, own in found.groupby("row"):
         seen = own["seen"].notna().sum()
         assert seen <= (~np.isnan(holes[row])).sum()
+
+
+def test_causes_of_rows_of_the_fit_have_no_p_value():
+    r = np.random.default_rng(0)
+    X, new = r.normal(size=(200, 4)), r.normal(size=(5, 4))
+    ae = Autoencoder(recipe="anomaly", epochs=2).fit(X)
+    told = ae.explain(np.concatenate([X[:5], new]), top=2)
+    p = np.asarray(told["p_value"])
+    known = np.asarray(told["row"]) < 5
+    assert np.isnan(p[known]).all()
+    added = np.concatenate([v.reshape(5, -1) for v in ae.contributions(new).values()], 1)
+    own = ae.calibration_.entry_p_values(added)
+    first = added.argmax(1)
+    np.testing.assert_allclose(p[~known][::2], own[np.arange(5), first])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from refold import inference
 from refold.data.schema import Schema
 from refold.detection.calibration import Calibration
-from refold.detection.detector import NOVELTY, Detector
+from refold.detection.detector import Detector
 from refold.detection.judge import contributions, entries, judged_fields, learnt
 from refold.fields import Field, Image, Series, Text
 from refold.model import Model
@@ -64,11 +64,9 @@ def explain(
         ],
         axis=1,
     )
-    compared = added  # held-out rows were judged as new ones
-    if detector.setting is None:
-        compared = contributions(model, detector, rows, schema, NOVELTY).numpy()
-    p_values = calibration.entry_p_values(compared)
-    p_values[learnt(model, detector, rows, schema).numpy()] = np.nan  # judged by other evidence
+    p_values = calibration.entry_p_values(added)
+    # Held-out rows were judged as new ones, rows of the fit by other evidence.
+    p_values[learnt(model, detector, rows, schema).numpy()] = np.nan
     names = entries(model, detector, schema)
     total = added.sum(1)
     where, told, given, usual = list[int](), list[str](), list[Any](), list[Any]()
@@ -83,7 +81,7 @@ def explain(
             whole = total[row] if total[row] > 0 else np.nan  # costs may be below zero
             shares.append(float(added[row, at].sum() / whole))
             each = p_values[row, at]
-            ps.append(float(min(1.0, each.min() * each.size)))  # the least of several, corrected
+            ps.append(float(np.minimum(1.0, each.min() * each.size)))  # the least, corrected
     return {
         "row": np.array(where, dtype=np.int64),
         "cause": np.array(told, dtype=object),
