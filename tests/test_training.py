@@ -9,6 +9,7 @@ import refold
 from refold.assemble import Wishes, assemble
 from refold.data.containers import container
 from refold.data.corruptions import GaussianNoise, Masking
+from refold.data.feed import Memory, shuffling
 from refold.data.schema import Schema
 from refold.errors import InputError
 from refold.table import Table
@@ -131,8 +132,8 @@ def test_epoch_losses_are_means_over_rows_however_short_the_last_batch():
 
 def test_an_epoch_sees_every_row_once():
     rows = assembled(data(n=70), latent=2)[1]
-    stream = loop.batches(rows, 16, torch.Generator().manual_seed(0))
-    epochs = [torch.cat([rows.x["x"][next(stream)] for _ in range(5)]) for _ in range(2)]
+    stream = Memory(rows, 16).batches()
+    epochs = [torch.cat([next(stream)[0].x["x"] for _ in range(5)]) for _ in range(2)]
     for epoch in epochs:
         assert torch.equal(epoch.sort(0).values, rows.x["x"].sort(0).values)
     assert not torch.equal(*epochs)
@@ -148,7 +149,7 @@ def test_one_step_is_the_optimisers_step_on_the_loss():
     loop.fit(model, rows, None, plan)
     torch.manual_seed(1)
     twin.train()
-    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(40, generator=shuffling(0, 0))
     optimizer = torch.optim.SGD(twin.parameters(), lr=1e-4)
     twin(rows.rows(order)).loss.backward()
     optimizer.step()
@@ -311,8 +312,8 @@ def test_a_last_row_alone_joins_the_batch_before_it():
     ).fit(X)
     assert ae.plan_.steps_per_epoch == 2
     assert ae.history_[-1]["step"] == 4
-    stream = loop.batches(ae._encode(ae._read(X)), 16, torch.Generator())
-    assert [len(next(stream)) for _ in range(4)] == [16, 17, 16, 17]
+    stream = Memory(ae._encode(ae._read(X)), 16).batches()
+    assert [len(next(stream)[0]) for _ in range(4)] == [16, 17, 16, 17]
 
 
 @pytest.mark.parametrize("latent", ["l1(size=12, weight=0.0)", "lifetime(size=12, fraction=0.3)"])

@@ -17,9 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+Costs: TypeAlias = dict[str, tuple[Tensor, float]]
+"""Costs by name, each a scalar and the factor that makes it its mean per row of the batch."""
 
 
 @dataclass(slots=True)

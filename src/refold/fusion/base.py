@@ -41,6 +41,8 @@ class Fusion(nn.Module, ABC):
 
     relaxed: ClassVar[bool] = False
     """Whether evaluation leaves out noise of training; the loop judges held-out rows with it."""
+    constrained: ClassVar[bool] = False
+    """Whether a step must leave weights in a set of their own; :meth:`constrain` returns there."""
     joined: int = 0
     """How many rows at the end of each batch of training joined it for their known target."""
     members: int = 1
@@ -63,6 +65,12 @@ class Fusion(nn.Module, ABC):
     @abstractmethod
     def decode(self, z: Tensor) -> dict[str, Tensor]:
         """Code ``[B, D]`` to ``{field: [B, C]}``; of several members, one batch after the other."""
+
+    def project(self) -> None:
+        """Leave of gradients what moves along the constraint; the base has none."""
+
+    def constrain(self) -> None:
+        """Return to the constraint after a step; the base has none."""
 
     @abstractmethod
     def linear_path(self) -> LinearPath | None:

@@ -15,7 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -26,10 +26,7 @@ from refold.likelihoods import likelihoods
 from refold.model import Model
 from refold.parts import PartSpec, Registry
 from refold.training.start import SAMPLE
-from refold.types import Batch, Code
-
-Costs: TypeAlias = dict[str, tuple[Tensor, float]]
-"""Costs by name, each a scalar and the factor that makes it its mean per row."""
+from refold.types import Batch, Code, Costs
 
 DENSITIES = ("beta", "gaussian", "laplace", "student")
 """Likelihoods whose cost is the negative log of a density, which may be above 1."""

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from refold.data.corruptions import Corruption
+from refold.data.feed import Feed, Memory
 from refold.errors import InputError
 from refold.fusion import Fusion
 from refold.latents import Latent, readings
@@ -22,7 +21,8 @@ from refold.training.balance import Balancer
 from refold.training.checks import first_broken_layer, gradient_norms
 from refold.training.machine import fitting_threads, keeping_memory
 from refold.training.plan import Plan
-from refold.types import Batch, Code
+from refold.training.steps import choose
+from refold.types import Batch, Code, Costs
 
 Row = dict[str, float]
 ROOM = 256  # costs of steps kept side by side at first
@@ -32,15 +32,12 @@ VALIDATION_NUMBERS = 1 << 24  # and numbers, where the outputs are wider than 2,
 
 
 class Outcome(Protocol):
-    """What a forward pass gives the loop: costs as (scalar, factor), and the code if there is one.
-
-    A cost's mean over the batch is its scalar times its factor.
-    """
+    """What a forward pass gives the loop: costs, and the code if there is one."""
 
     code: Code | None
 
     @property
-    def costs(self) -> dict[str, tuple[Tensor, float]]:
+    def costs(self) -> Costs:
         """Every cost by name."""
         ...
 
@@ -91,7 +88,7 @@ Watch = Callable[[Progress], None]
 
 def fit(
     model: nn.Module,
-    train: Batch,
+    train: Batch | Feed,
     held_out: Batch | None,
     plan: Plan,
     *,
@@ -120,32 +117,25 @@ def fit(
     costs without these shares, the weight is the one in force, with its share, and ``objective`` is
     the figure of the balancer's by which the best weights are chosen in place of the held-out loss.
     """
-    device = next(iter(train.x.values())).device
+    feed = train if isinstance(train, Feed) else in_memory(model, train, inputs, plan, seed)
+    device = feed.device
     draw = torch.Generator(device).manual_seed(seed)
-    shuffle = torch.Generator().manual_seed(seed)
     trained = cast("Trainable", model)
-    optimizers = plan.make_optimizers(model)
-    optimizer = optimizers[0][0]
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    # Entering autocast costs as much as a small layer, even where it does nothing.
-    autocast = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
+    engine = choose(model, plan, device, bfloat16=bfloat16, balancer=balancer)
     rates, tick = plan.rates(), plan.tick
-    seed_of = lru_cache(16)(partial(torch.tensor, device=device))
-    plateau = plan.make_plateau(optimizer)
+    plateau, rate = plan.make_plateau(), rates[0]
     run, began, step, waited = Run(), time.perf_counter(), 0, 0
-    set_rates(optimizers, rates[0])
+    engine.set_rate(rate)
     best: dict[str, Tensor] = {}
     anchor = 0.0  # the loss from which patience counts: small improvements add up
     lowest = 0.0  # that of the best weights
     totals = Totals()
     grown = plan.steps * max((getattr(m, "warmup", 0.0) for m in model.modules()), default=0.0)
-    anchors = labelled(model, train) if plan.labelled else None
-    joining = 0 if anchors is None else min(plan.labelled, len(anchors))
-    for body in bodies(model):
-        body.joined = joining
     by_batch = relaxed(model) or corruption is not None  # both may draw once for a whole batch
     portion = plan.batch_size if by_batch else portion_of(model)
-    judged, judged_inputs = (train, inputs) if held_out is None else (held_out, held_inputs)
+    judged, judged_inputs = held_out, held_inputs
+    if judged is None:
+        judged, judged_inputs = feed.sample(), inputs
     if corruption is not None and corruption.hides and len(judged) < DRAWS:
         # What is hidden in a few rows is luck, so each is judged under several draws.
         again = torch.arange(-(-DRAWS // len(judged)) * len(judged), device=device) % len(judged)
@@ -154,9 +144,9 @@ def fit(
 
     def evaluated() -> bool:
         """Write a history row, keep the best weights; False when patience is over."""
-        nonlocal anchor, best, lowest, waited, totals
+        nonlocal anchor, best, lowest, rate, waited, totals
         row: Row = {"step": float(step), "epoch": step / plan.steps_per_epoch}
-        row["lr"] = optimizer.param_groups[0]["lr"]
+        row["lr"] = rate
         fitted, totals = totals.means(), Totals()
         row |= {f"train_{k}": v for k, v in fitted.items()}
         held, figures = evaluate(model, judged, corruption, seed, judged_inputs, portion)
@@ -182,51 +172,34 @@ def fit(
             best = {k: v.detach().clone() for k, v in model.state_dict().items()}
         if plateau is not None:
             plateau.step(figure)
-            set_rates(optimizers, optimizer.param_groups[0]["lr"] / optimizers[0][1])
+            rate = plateau.optimizer.param_groups[0]["lr"]
+            engine.set_rate(rate)
         notify(row)
         return plan.last or plan.patience is None or waited < plan.patience
 
     def notify(row: Row | None) -> None:
         if watch is not None:
-            rate = step * plan.batch_size / max(1e-9, time.perf_counter() - began)
-            watch(Progress(step, plan.steps, rate, row))
+            speed = step * plan.batch_size / max(1e-9, time.perf_counter() - began)
+            watch(Progress(step, plan.steps, speed, row))
 
     memory = keeping_memory(model, plan.batch_size) if device.type == "cpu" else nullcontext()
-    forget_gradients(model)
     try:
         with memory, fitting_threads(model, plan.batch_size):
             trained.set_progress(0.0)
             evaluated()
-            for index in batches(train, plan.batch_size, shuffle, anchors, plan.labelled):
+            for clean, batch in feed.batches():
                 if step >= plan.steps:
                     break
-                clean = train.rows(index)
-                batch = clean if inputs is None else inputs.rows(index)
                 if corruption is not None:
                     batch = corruption(batch, draw)
                     clean = corruption.target(clean, batch)
-                with autocast:
-                    outcome = trained(batch, clean)
-                    costs = outcome.costs
-                shown = costs if balancer is None else balancer(costs, outcome.code)
-                del outcome
-                for parameter in parameters:
-                    parameter.grad = None
-                # Each cost is a root with its factor as seed: no node scales them or adds them up.
-                # One that nothing here can change (its layers are frozen) only counts.
-                reached = [cost for cost in costs.values() if cost[0].requires_grad]
-                values, factors = zip(*reached, strict=True)
-                torch.autograd.backward(values, tuple(map(seed_of, factors)))
-                totals.add(shown, len(clean))
-                # Free the graph now: the next pass then finds its memory still in cache.
-                del costs, shown, reached, values
-                for each, _ in optimizers:
-                    each.step()
+                totals.add(engine.take(batch, clean), len(clean))
                 step += 1
                 if step % tick == 0:
                     trained.set_progress(step / plan.steps)
                     if plateau is None:
-                        set_rates(optimizers, rates[step // tick])
+                        rate = rates[step // tick]
+                        engine.set_rate(rate)
                     notify(None)
                 if (step % plan.period == 0 or step == plan.steps) and not evaluated():
                     run.stopped = f"no improvement in {plan.patience} evaluations"
@@ -234,9 +207,9 @@ def fit(
     except KeyboardInterrupt:
         run.stopped = "interrupted"
     trained.set_progress(1.0)
+    engine.close()
     for body in bodies(model):
         body.joined = 0
-    forget_gradients(model)
     if best:
         model.load_state_dict(best)
     if plan.steps == 0:
@@ -246,34 +219,13 @@ def fit(
     return run
 
 
-def batches(
-    rows: Batch,
-    size: int,
-    shuffle: torch.Generator,
-    anchors: Tensor | None = None,
-    joining: int = 0,
-) -> Iterator[Tensor]:
-    """Positions of batches for ever, on the rows' device: each epoch is one permutation.
-
-    ``joining`` of the positions ``anchors`` join every batch, those too one permutation after
-    another.
-    """
-    device = next(iter(rows.x.values())).device
-    also = None if anchors is None else endless(anchors, min(joining, len(anchors)), shuffle)
-    while True:
-        order = torch.randperm(len(rows), generator=shuffle).to(device)
-        whole = list(order.split(size))
-        if len(whole) > 1 and len(whole[-1]) == 1:
-            # A row alone has no spread, which batch norm needs; it joins the batch before it.
-            whole[-2:] = [order[-size - 1 :]]
-        yield from whole if also is None else (torch.cat([part, next(also)]) for part in whole)
-
-
-def endless(positions: Tensor, size: int, shuffle: torch.Generator) -> Iterator[Tensor]:
-    """Portions of ``size`` of the positions for ever, whole permutations without the rest."""
-    while True:
-        order = positions[torch.randperm(len(positions), generator=shuffle).to(positions.device)]
-        yield from order[: len(order) // size * size].split(size)
+def in_memory(model: nn.Module, rows: Batch, inputs: Batch | None, plan: Plan, seed: int) -> Memory:
+    """Feed rows that are in memory, with those of a known target in every batch where asked for."""
+    anchors = labelled(model, rows) if plan.labelled else None
+    joining = 0 if anchors is None else min(plan.labelled, len(anchors))
+    for body in bodies(model):
+        body.joined = joining
+    return Memory(rows, plan.batch_size, inputs=inputs, anchors=anchors, joining=joining, seed=seed)
 
 
 def labelled(model: nn.Module, rows: Batch) -> Tensor | None:
@@ -304,19 +256,6 @@ def to_training(model: nn.Module) -> None:
                 layer.eval()
 
 
-def forget_gradients(model: nn.Module) -> None:
-    """Drop every gradient, those of layers that do not learn here too: norms would show them."""
-    for parameter in model.parameters():
-        parameter.grad = None
-
-
-def set_rates(optimizers: list[tuple[Optimizer, float]], rate: float) -> None:
-    """Set the learning rate of every parameter group, in the optimisers' ratios to ``rate``."""
-    for optimizer, ratio in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = rate * ratio
-
-
 class Totals:
     """Costs of every batch, left on the device until somebody reads them.
 
@@ -329,7 +268,7 @@ class Totals:
         self.factors: dict[str, list[float]] = {}
         self.rows = 0
 
-    def add(self, costs: dict[str, tuple[Tensor, float]], rows: int) -> None:
+    def add(self, costs: Costs, rows: int) -> None:
         """Keep a batch's costs, without waiting for the device."""
         self.rows += rows
         for name, (value, factor) in costs.items():

@@ -191,10 +191,14 @@ class Plan:
         except (TypeError, ValueError) as error:
             raise InputError(f"the optimizer '{spec}' cannot be made: {error}") from error
 
-    def make_plateau(self, optimizer: Optimizer) -> lr_scheduler.ReduceLROnPlateau | None:
-        """Build what lowers the rate on a plateau, well before patience ends; None: not asked."""
+    def make_plateau(self) -> lr_scheduler.ReduceLROnPlateau | None:
+        """Build what lowers the rate on a plateau, well before patience ends; None: not asked.
+
+        The rate is that of the stand-in optimiser it holds.
+        """
         if self.schedule != "plateau":
             return None
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=self.lr)
         waits = 5 if self.patience is None else max(1, self.patience // 3)
         return lr_scheduler.ReduceLROnPlateau(
             optimizer, patience=waits, threshold=0.0, threshold_mode="abs"

@@ -1,0 +1,25 @@
+"""Ways to take a step of training, all to the same end; the fastest that suits a model is taken."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from refold.training.balance import Balancer
+from refold.training.plan import Plan
+from refold.training.steps.base import Step
+from refold.training.steps.eager import Eager
+
+__all__ = ["Eager", "Step", "choose"]
+
+
+def choose(
+    model: nn.Module,
+    plan: Plan,
+    device: torch.device,
+    *,
+    bfloat16: bool = False,
+    balancer: Balancer | None = None,
+) -> Step:
+    """Return the fastest way to take this model's steps."""
+    return Eager(model, plan, device, bfloat16=bfloat16, balancer=balancer)
