@@ -173,6 +173,10 @@ class Plan:
                 made.append((self._optimizer(spec, weights, rate), rate / self.lr))
         return made
 
+    def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
+        """Build the model's optimiser for other parameters that stand for its own."""
+        return self._optimizer(self.optimizer, parameters, self.lr)
+
     def _optimizer(self, spec: PartSpec, parameters: list[nn.Parameter], lr: float) -> Optimizer:
         """Build one optimiser, fused where torch has a fused kernel for it."""
         if spec.name not in OPTIMIZERS:

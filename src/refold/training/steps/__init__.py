@@ -9,8 +9,9 @@ from refold.training.balance import Balancer
 from refold.training.plan import Plan
 from refold.training.steps.base import Step
 from refold.training.steps.eager import Eager
+from refold.training.steps.replay import Replay, suits
 
-__all__ = ["Eager", "Step", "choose"]
+__all__ = ["Eager", "Replay", "Step", "choose"]
 
 
 def choose(
@@ -22,4 +23,6 @@ def choose(
     balancer: Balancer | None = None,
 ) -> Step:
     """Return the fastest way to take this model's steps."""
+    if balancer is None and suits(model, plan, device):
+        return Replay(model, plan, device, bfloat16=bfloat16)
     return Eager(model, plan, device, bfloat16=bfloat16, balancer=balancer)

@@ -1,0 +1,291 @@
+"""A step recorded once and replayed: the same kernels, with nothing between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Self, final
+
+import torch
+from torch import Tensor, nn
+
+from refold.fusion import Lateral
+from refold.model import Model
+from refold.training.plan import Plan
+from refold.training.steps.base import Step
+from refold.training.steps.eager import Eager, forget_gradients
+from refold.training.steps.flat import ELEMENTWISE, Flat
+from refold.training.steps.program import program
+from refold.training.steps.tape import NotReplayable, Ref, Tape, record
+from refold.types import Batch, Costs
+from refold.warmup import ramp
+
+OFTEN = 20  # steps with the same costs, from which a recording of them pays
+WORTH = 2e9  # floating-point operations of a step; where there are more, what is saved is nothing
+CLOSE = 1e-4  # relative difference that rounding may make
+
+
+@dataclass
+class Recorded:
+    """A step for batches of one shape: where its rows go, what runs it, where its costs are."""
+
+    inputs: list[Tensor]
+    run: Callable[[], None]
+    costs: Costs
+    trusted: bool | None = None
+    """Whether it agreed with a plain step on other rows; None: not compared yet."""
+
+
+@final
+class Replay(Step):
+    """Records what a step calls below autograd, and from then on calls just that.
+
+    Nothing looks up layers, builds a graph or allocates, and parameters, gradients and moments are
+    one vector each: of a network of a few thousand parameters that takes away half of a step's
+    time. Costs and gradients are those of :class:`Eager`, because the kernels are the same. A batch
+    of another shape is recorded too; a recording is compared with a plain step on the next such
+    batch before it is used, and where they differ, because something outside of torch had a say,
+    it never is. A model that cannot be recorded is trained by :class:`Eager`.
+    """
+
+    def __init__(
+        self, model: nn.Module, plan: Plan, device: torch.device, *, bfloat16: bool = False
+    ) -> None:
+        forget_gradients(model)
+        self.model, self.plan = model, plan
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.eager = Eager(model, plan, device, bfloat16=bfloat16)
+        self.autocast = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
+        self.rate = plan.lr
+        self.flat: Flat | None = None
+        self.kept: Mapping[str, Tensor] = {}
+        self.recorded: dict[tuple[Any, ...], Recorded | None] = {}
+        self.growing: list[Any] = [m for m in model.modules() if getattr(m, "warmup", 0.0) > 0]
+        self.grown: list[float] = []
+        self.given_up = False
+
+    def take(self, batch: Batch, clean: Batch) -> Costs:
+        """Replay on this batch, or record it."""
+        if self.given_up:
+            return self.eager.take(batch, clean)
+        rows = tensors(clean) if batch is clean else tensors(clean) + tensors(batch)
+        key = tuple(None if t is None else (t.shape, t.dtype) for t in rows)
+        there = [t for t in rows if t is not None]
+        found = self._known(key)
+        if found is None:
+            seldom = self.flat is not None and self._seldom()
+            plainly = key in self.recorded or seldom
+            costs = (
+                self._plainly(batch, clean) if plainly else self._record(batch, clean, there, key)
+            )
+        elif found.trusted is None:
+            costs = self._compared(found, batch, clean, there)
+        else:
+            for own, given in zip(found.inputs, there, strict=True):
+                own.copy_(given)
+            with torch.inference_mode():
+                found.run()
+            costs = found.costs
+        if found is not None and found.trusted is False:
+            self.recorded[key] = None
+        if self.flat is not None:
+            self.flat.step()
+        return costs
+
+    def _known(self, key: tuple[Any, ...]) -> Recorded | None:
+        """Return what was recorded; costs that have grown since are recorded anew."""
+        grown = [ramp(m.progress, m.warmup) for m in self.growing]
+        if grown != self.grown:
+            self.grown = grown
+            self.recorded = {k: None for k, r in self.recorded.items() if r is None}
+        return self.recorded.get(key)
+
+    def _seldom(self) -> bool:
+        """Whether costs will have grown again before a recording of them has paid."""
+        return any(share < 1 for share in self.grown) and self.plan.tick < OFTEN
+
+    def _record(
+        self, batch: Batch, clean: Batch, rows: Sequence[Tensor], key: tuple[Any, ...]
+    ) -> Costs:
+        """Take gradients with a tape; a model of which not all can be had is left to others."""
+        shown: Costs = {}
+        before = State.of(self.model)
+
+        def work() -> list[Tensor | None]:
+            costs, gradients = self._pass(batch, clean)
+            shown.update(costs)
+            return [*gradients, *(v for v, _ in costs.values())]
+
+        try:
+            tape, results = record(work)
+            if self.flat is None and any(r is None for r in results):
+                raise NotReplayable("a parameter without a gradient")
+        except NotReplayable:
+            before.restore(self.model)
+            self.recorded[key] = None
+            if self.flat is not None:
+                return self._plainly(batch, clean)
+            self.given_up = True
+            if self.kept:
+                self.eager.restore(self.kept)
+            self.eager.set_rate(self.rate)
+            return self.eager.take(batch, clean)
+        if self.flat is None:
+            self._flatten()
+        self.recorded[key] = self._built(tape, results, shown, rows)
+        assert self.flat is not None
+        for own, result in zip(self.flat.gradients, results, strict=False):
+            own.zero_() if result is None else own.copy_(tape.tensors[result.number])
+        return {k: (v.detach(), f) for k, (v, f) in shown.items()}
+
+    def _pass(self, batch: Batch, clean: Batch) -> tuple[Costs, list[Tensor | None]]:
+        """Costs, and the gradient of every parameter, by autograd."""
+        with self.autocast:
+            costs: Costs = self.model(batch, clean).costs
+        reached = [cost for cost in costs.values() if cost[0].requires_grad]
+        values, factors = zip(*reached, strict=True)
+        seeds = tuple(map(self.eager.seed_of, factors))
+        gradients = torch.autograd.grad(values, self.parameters, seeds, allow_unused=True)
+        return costs, list(gradients)
+
+    def _plainly(self, batch: Batch, clean: Batch) -> Costs:
+        """Take gradients by autograd, into the place where the step expects them."""
+        assert self.flat is not None
+        costs, gradients = self._pass(batch, clean)
+        for own, gradient in zip(self.flat.gradients, gradients, strict=True):
+            own.zero_() if gradient is None else own.copy_(gradient)
+        return {k: (v.detach(), f) for k, (v, f) in costs.items()}
+
+    def _flatten(self) -> None:
+        """Put the parameters side by side, and what an optimiser remembered of them."""
+        self.flat = Flat(self.parameters, self.plan)
+        if self.kept:
+            self.flat.restore(self.kept)
+        self.flat.set_rate(self.rate)
+        self.flat.show_gradients()
+
+    def _built(
+        self, tape: Tape, results: Sequence[Ref | None], costs: Costs, rows: Sequence[Tensor]
+    ) -> Recorded | None:
+        """Turn a tape into a program on the flat parameters."""
+        assert self.flat is not None
+        inputs = [torch.empty_like(t) for t in rows]
+        places = {tape.ref(t).number: own for t, own in zip(rows, inputs, strict=True)}
+        places |= {
+            tape.ref(p).number: view
+            for p, view in zip(self.parameters, self.flat.views, strict=True)
+        }
+        targets = [*self.flat.gradients, *(None for _ in costs)]
+        try:
+            run, found = program(tape, places, results, targets)
+        except NotReplayable:
+            return None
+        kept = zip(costs.items(), found[len(found) - len(costs) :], strict=True)
+        return Recorded(inputs, run, {name: (value, f) for (name, (_, f)), value in kept})
+
+    def _compared(
+        self, found: Recorded, batch: Batch, clean: Batch, rows: Sequence[Tensor]
+    ) -> Costs:
+        """Take gradients by autograd and then by the program, and see whether they agree."""
+        assert self.flat is not None
+        before = State.of(self.model)
+        costs = self._plainly(batch, clean)
+        plain = [*(g.clone() for g in self.flat.gradients), *(v for v, _ in costs.values())]
+        after = State.of(self.model)
+        before.restore(self.model)
+        for own, given in zip(found.inputs, rows, strict=True):
+            own.copy_(given)
+        with torch.inference_mode():
+            found.run()
+        again = [*self.flat.gradients, *(v for v, _ in found.costs.values())]
+        mine = State.of(self.model)
+        found.trusted = all(map(close, [*plain, *after.tensors], [*again, *mine.tensors]))
+        for own, value in zip(self.flat.gradients, plain, strict=False):
+            own.copy_(value)
+        after.restore(self.model)
+        return costs
+
+    def set_rate(self, rate: float) -> None:
+        """Set the learning rate."""
+        self.rate = rate
+        self.eager.set_rate(rate)
+        if self.flat is not None:
+            self.flat.set_rate(rate)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what the optimiser remembers, parameter by parameter as :class:`Eager` does."""
+        return self.eager.state() if self.flat is None else self.flat.state()
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Put it back, here or once the parameters lie side by side."""
+        self.kept = state
+        self.eager.restore(state)
+        if self.flat is not None:
+            self.flat.restore(state)
+
+    def forget(self, name: str, rows: Tensor) -> None:
+        """Zero the moments of rows of one parameter."""
+        if self.flat is None:
+            self.eager.forget(name, rows)
+        else:
+            self.flat.forget(self.model.get_parameter(name), rows)
+
+    def close(self) -> None:
+        """Give parameters memory of their own again."""
+        if self.flat is not None:
+            self.flat.close()
+        forget_gradients(self.model)
+
+
+@dataclass
+class State:
+    """What a step changes beside parameters: buffers, and torch's own random numbers."""
+
+    tensors: list[Tensor]
+    random: Tensor
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Self:
+        """Copy it."""
+        return cls([b.detach().clone() for b in model.buffers()], torch.get_rng_state())
+
+    def restore(self, model: nn.Module) -> None:
+        """Put it back."""
+        with torch.no_grad():
+            for buffer, value in zip(model.buffers(), self.tensors, strict=True):
+                buffer.copy_(value)
+        torch.set_rng_state(self.random)
+
+
+def suits(model: nn.Module, plan: Plan, device: torch.device) -> bool:
+    """Whether a model's step is small, and the same from the first to the last.
+
+    Bodies that count their steps change what is called; a penalty with networks of its own has
+    another optimiser; convolutions do too much for the rest to matter.
+    """
+    if (
+        not isinstance(model, Model)
+        or device.type != "cpu"
+        or plan.optimizer.name not in ELEMENTWISE
+    ):
+        return False
+    busy = any(isinstance(m, nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d) for m in model.modules())
+    apart = any(True for penalty in model.penalties for _ in penalty.parameters())
+    operations = 6 * plan.batch_size * sum(p.numel() for p in model.parameters())
+    counting = isinstance(model.fusion, Lateral) or model.fusion.constrained
+    simple = plan.optimizer.name in ELEMENTWISE and operations < WORTH
+    return simple and not (busy or apart or counting)
+
+
+def tensors(batch: Batch) -> list[Tensor | None]:
+    """Every tensor of a batch, in one order."""
+    known = batch.known or {}
+    return [*batch.x.values(), *batch.observed.values(), *known.values()]
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors differ by no more than rounding may make of them."""
+    if not a.numel() or not a.is_floating_point():
+        return a.equal(b)
+    return float((a - b).abs().max()) <= CLOSE * float(a.abs().max())
