@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock, local
 
 import torch
 from torch import Tensor
 
 from refold.data.schema import Schema
 from refold.model import Model, Output
+from refold.recording.recording import Recording
 from refold.types import Batch
 
 PORTION = 1024
@@ -63,30 +65,60 @@ def outputs(model: Model, rows: Batch, schema: Schema) -> Iterator[tuple[Output,
 @torch.inference_mode()
 def each(
     work: Callable[[Output, int], Tensor], model: Model, rows: Batch, schema: Schema
-) -> list[Tensor]:
-    """Do ``work`` on the outputs of all rows, portion by portion, in order.
+) -> Tensor:
+    """Do ``work`` on the outputs of all rows, portion by portion, and join what it gives.
 
     Many portions are shared between the processor's threads, each of which does whole portions by
     itself: threads that met at every small product would wait for each other most of the time.
+    What a portion calls is recorded and called again for the others.
     """
     model.eval()
     device = model.fusion.last_bias().device
-    threads = torch.get_num_threads()
+    return shared(
+        lambda part, count: work(model(guard(part, schema).to(device), part.to(device)), count),
+        rows,
+        device,
+    )
 
-    def done(part: tuple[Batch, int]) -> Tensor:
-        with torch.inference_mode():
-            target = part[0].to(device)
-            return work(model(guard(part[0], schema).to(device), target), part[1])
 
+def shared(work: Callable[[Batch, int], Tensor], rows: Batch, device: torch.device) -> Tensor:
+    """Join what ``work`` gives for portions, of which threads take turns where there are many."""
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
     if len(rows) < MANY * LARGE:
-        return [done(part) for part in portions(rows)]
-    if device.type != "cpu" or threads == 1:
-        return [done(part) for part in portions(rows, LARGE)]
+        return torch.cat([work(part, count) for part, count in portions(rows)])
+    own = local()
+    result: list[Tensor] = []
+    made = Lock()
+
+    def done(at: int) -> None:
+        part = rows.rows(slice(at, at + LARGE))
+        count = len(part)
+        with torch.inference_mode():
+            if count < LARGE:
+                ((part, _),) = portions(part, LARGE)
+                value = work(part, count)
+            elif device.type != "cpu":
+                value = work(part, count)
+            else:
+                if not hasattr(own, "recorded"):
+                    own.recorded = Recording(lambda given: work(part.with_tensors(given), LARGE))
+                value = own.recorded(part.tensors())
+            with made:
+                if not result:
+                    result.append(value.new_empty(len(rows), *value.shape[1:]))
+            result[0][at : at + count] = value
+
+    starts = range(0, len(rows), LARGE)
+    if threads == 1:
+        for at in starts:
+            done(at)
+        return result[0]
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(done, portions(rows, LARGE)))
+            list(pool.map(done, starts))
     finally:
         torch.set_num_threads(threads)  # what the workers set, later threads would inherit
+    return result[0]
 
 
 @torch.inference_mode()
@@ -94,11 +126,11 @@ def embed(model: Model, rows: Batch, schema: Schema) -> Tensor:
     """Codes of all rows, ``[n, D]``, tokens flattened."""
     model.eval()
     device = model.fusion.last_bias().device
-    codes = [
-        model.encode(guard(part, schema).to(device))[0].z[:count].flatten(1).cpu()
-        for part, count in portions(rows)
-    ]
-    return torch.cat(codes)
+    return shared(
+        lambda part, count: model.encode(guard(part, schema).to(device))[0].z[:count].flatten(1),
+        rows,
+        device,
+    ).cpu()
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ nothing changes one after it is made.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -66,6 +66,22 @@ class Batch:
             {k: o for k, o in self.observed.items() if k in names},
         )
 
+    def tensors(self) -> list[Tensor]:
+        """Every tensor, in one order."""
+        every = (self.x, self.observed, self.known or {})
+        return [t for group in every for t in group.values() if t is not None]
+
+    def with_tensors(self, given: Sequence[Tensor]) -> Batch:
+        """The same batch of other tensors, as :meth:`tensors` orders them."""
+        left = iter(given)
+
+        def renewed(group: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+            return {k: None if t is None else next(left) for k, t in group.items()}
+
+        x = {k: next(left) for k in self.x}
+        observed = renewed(self.observed)
+        return Batch(x, observed, None if self.known is None else renewed(self.known))
+
     def to(self, device: torch.device | str) -> Batch:
         """Copy to a device (no copy where it is there already)."""
         return Batch(
@@ -80,13 +96,15 @@ class Code:
 
     ``z`` ``[B, D]`` is the code; ``terms`` are costs per row ``[B]`` that belong to the score;
     ``aux`` are scalar costs of the batch as a whole; ``stats`` are per-row figures ``[B, *]`` never
-    optimised, which the history shows by way of the gauge of their name. With several ``draws`` of
-    each row's code, ``z`` is ``[draws * B, D]``, the first draw of all rows first, and so are the
-    terms; the objective is then the importance-weighted bound.
+    optimised, or one row of sums over the batch, which the history shows by way of the gauge of
+    their name; ``beside`` is what the latent made on its way, ``[B, *]``, for penalties. With
+    several ``draws`` of each row's code, ``z`` is ``[draws * B, D]``, the first draw of all rows
+    first, and so are the terms; the objective is then the importance-weighted bound.
     """
 
     z: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     aux: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     stats: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    beside: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     draws: int = 1

@@ -86,7 +86,7 @@ def scores(model: Model, detector: Detector, rows: Batch, schema: Schema) -> Ten
     def work(output: Output, count: int) -> Tensor:
         return detector.score(output)[:count].double().cpu()
 
-    return torch.cat(inference.each(work, model, rows, schema))
+    return inference.each(work, model, rows, schema)
 
 
 @torch.inference_mode()

@@ -92,8 +92,7 @@ def top_mask(rank: Tensor, k: int, *, axis: int = -1) -> Tensor:
     """
     if k >= rank.shape[axis]:
         return (rank > -torch.inf).to(rank.dtype)
-    values = _as_numpy(rank.detach())
-    if values is None:
+    if not _is_plain(rank):
         largest = rank.topk(k, dim=axis, sorted=False).indices
         marked = torch.zeros_like(rank).scatter(axis, largest, 1.0)
         return torch.where(rank > -torch.inf, marked, 0.0)
@@ -114,21 +113,16 @@ def exact_mask(
     return top_mask(drawn, count).bool()
 
 
-def _as_numpy(values: Tensor) -> NDArray[Any] | None:
-    """Return a view of a tensor's memory, or None where there is none to see."""
+def _is_plain(values: Tensor) -> bool:
+    """Whether a tensor is memory of the processor, which NumPy can see."""
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-    if values.device.type != "cpu" or traced:
-        return None
-    try:
-        return (values.float() if values.itemsize < 4 else values).numpy()
-    except RuntimeError:  # torch.func wraps tensors in objects without memory of their own
-        return None
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(values)  # pyright: ignore
+    return values.device.type == "cpu" and not traced and not wrapped
 
 
 def _on_processor(rank: Tensor, k: int, axis: int) -> Tensor:
-    values = _as_numpy(rank)
-    assert values is not None
-    return torch.from_numpy(_top_mask(values, k, axis)).to(rank.dtype)
+    values = rank.float() if rank.itemsize < 4 else rank
+    return torch.from_numpy(_top_mask(values.numpy(), k, axis)).to(rank.dtype)
 
 
 # An operation of torch's own, so that whoever records what a model calls sees it.

@@ -25,6 +25,10 @@ class Step(ABC):
         """Set the model's learning rate; those of a penalty's own networks keep their ratio."""
 
     @abstractmethod
+    def set_format(self, *, bfloat16: bool) -> None:
+        """Say whether matrix products round what they meet to bfloat16."""
+
+    @abstractmethod
     def state(self) -> dict[str, Tensor]:
         """Return all that the optimisers remember, by name, to be put back by :meth:`restore`."""
 

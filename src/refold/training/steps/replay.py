@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Self, final
 
@@ -16,13 +15,13 @@ from refold.training.plan import Plan
 from refold.training.steps.base import Step
 from refold.training.steps.eager import Eager, forget_gradients
 from refold.training.steps.flat import ELEMENTWISE, Flat
-from refold.training.steps.program import program
-from refold.training.steps.tape import NotReplayable, Ref, Tape, record
+from refold.recording.program import program
+from refold.recording.tape import NotReplayable, Ref, Tape, record
 from refold.types import Batch, Costs
 from refold.warmup import ramp
 
 OFTEN = 20  # steps with the same costs, from which a recording of them pays
-WORTH = 2e9  # floating-point operations of a step; where there are more, what is saved is nothing
+WORTH = 2e10  # floating-point operations of a step; where there are more, what is saved is nothing
 CLOSE = 1e-4  # relative difference that rounding may make
 
 
@@ -56,7 +55,6 @@ class Replay(Step):
         self.model, self.plan = model, plan
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.eager = Eager(model, plan, device, bfloat16=bfloat16)
-        self.autocast = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
         self.rate = plan.lr
         self.flat: Flat | None = None
         self.kept: Mapping[str, Tensor] = {}
@@ -141,7 +139,7 @@ class Replay(Step):
 
     def _pass(self, batch: Batch, clean: Batch) -> tuple[Costs, list[Tensor | None]]:
         """Costs, and the gradient of every parameter, by autograd."""
-        with self.autocast:
+        with self.eager.autocast:
             costs: Costs = self.model(batch, clean).costs
         reached = [cost for cost in costs.values() if cost[0].requires_grad]
         values, factors = zip(*reached, strict=True)
@@ -205,6 +203,12 @@ class Replay(Step):
             own.copy_(value)
         after.restore(self.model)
         return costs
+
+    def set_format(self, *, bfloat16: bool) -> None:
+        """Round or not from now on: what was recorded serves no more where that changes."""
+        if bfloat16 != isinstance(self.eager.autocast, torch.autocast):
+            self.recorded = {k: None for k, r in self.recorded.items() if r is None}
+        self.eager.set_format(bfloat16=bfloat16)
 
     def set_rate(self, rate: float) -> None:
         """Set the learning rate."""

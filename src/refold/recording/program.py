@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refold.training.steps.tape import NotReplayable, Ref, Tape, mapped
+from refold.recording.tape import NotReplayable, Ref, Tape, mapped
 
 aten = torch.ops.aten
 QUICK: dict[Any, Callable[..., Any]] = {

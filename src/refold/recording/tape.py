@@ -6,11 +6,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, final
 
+import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-READS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select")
-"""Operations whose result decides, in Python or by its shape, what is called next."""
+DECIDING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+"""What marks operations whose result decides, in Python or by its shape, what is called next."""
+
+LEAVES = (Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.data_ptr)
+"""Ways out of torch."""
 
 
 class NotReplayable(Exception):
@@ -69,7 +74,9 @@ class Tape:
 
 def place(tensor: Tensor) -> tuple[Any, ...]:
     """Where and how a tensor lies in memory."""
-    return (tensor.data_ptr(), tensor.numel(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+    with torch._C.DisableTorchFunction():  # pyright: ignore[reportPrivateUsage]
+        address = tensor.data_ptr()
+    return (address, tensor.numel(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
 
 
 def record(work: Callable[[], Iterable[Tensor | None]]) -> tuple[Tape, list[Ref | None]]:
@@ -78,7 +85,7 @@ def record(work: Callable[[], Iterable[Tensor | None]]) -> tuple[Tape, list[Ref 
     Raises :class:`NotReplayable` where a number decides what is called.
     """
     recorder = _Recorder()
-    with recorder:
+    with recorder, _Guard():
         results = list(work())
     return recorder.tape, [None if r is None else recorder.tape.ref(r) for r in results]
 
@@ -95,10 +102,11 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func.name().split(".")[0] in READS:
+        if DECIDING & set(func.tags) and not _by_number(func, args):
             raise NotReplayable(func.name())
         here, named = mapped(self.tape.ref, args), mapped(self.tape.ref, kwargs)
-        out = func(*args, **kwargs)
+        with torch._C.DisableTorchFunction():  # pyright: ignore[reportPrivateUsage]
+            out = func(*args, **kwargs)
         if func.name() == "aten::promote_types":
             return out  # the same for all numbers
         single = isinstance(out, Tensor)
@@ -108,6 +116,27 @@ class _Recorder(TorchDispatchMode):
         refs = tuple(map(self.tape.made, found))
         self.tape.calls.append(Call(func, here, named, refs, single))
         return out
+
+
+@final
+class _Guard(TorchFunctionMode):
+    """Refuses to hand numbers to others, whose results would be taken for constants."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in LEAVES:
+            raise NotReplayable(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def _by_number(func: Any, args: Any) -> bool:
+    """Whether rows are picked by their numbers, so that the shape is known, and not by a mask."""
+    found: list[Tensor] = []
+    mapped(found.append, args)
+    return func.name() == "aten::index.Tensor" and not any(
+        t.dtype in (torch.bool, torch.uint8) for t in found[1:]
+    )
 
 
 def mapped(change: Callable[[Any], Any], value: Any, kind: type = Tensor) -> Any:

@@ -1,0 +1,146 @@
+"""What is recorded gives what was recorded, or is not used."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import refold
+from refold.recording.program import program, writing
+from refold.recording.recording import Recording
+from refold.recording.tape import NotReplayable, record
+
+
+def replayed(work, *given):
+    """Run a recorded function on other tensors than it was recorded with."""
+    tape, results = record(lambda: work(*given))
+    own = [torch.randn_like(t) for t in given]
+    places = {tape.ref(t).number: o for t, o in zip(given, own, strict=True)}
+    run, found = program(tape, places, results, [None] * len(results))
+    with torch.inference_mode():
+        run()
+        run()
+    return found, list(work(*own))
+
+
+CASES = {
+    "layers": lambda x: [nn.functional.gelu(x @ x.T + 1).softmax(1)],
+    "views": lambda x: [x.t()[1:, ::2].flatten().expand(3, -1).sum(0)],
+    "a view of a result": lambda x: [(x * 2).t().relu()[1:]],
+    "in place": lambda x: [x.mul(2).add_(1).clamp_(min=0), x.exp()],
+    "a view that is changed": lambda x: [(lambda y: (y[:, 0].zero_(), y)[1])(x * 3)],
+    "without a form that writes": lambda x: [*x.topk(2), nn.functional.mse_loss(x, x * 2)],
+    "several results": lambda x: [*torch.sort(x, 1), *torch.max(x, 1)],
+    "lists": lambda x: [torch.cat([x, x * 2], 1), torch.stack([x, x])],
+    "indices": lambda x: [x[torch.tensor([1, 0])], x.index_select(1, torch.tensor([2]))],
+    "norms": lambda x: [nn.functional.layer_norm(x, (x.shape[1],)), x.norm(dim=1)],
+    "types": lambda x: [x.double().cumsum(0), (x > 0).float(), x.to(torch.bfloat16)],
+    "the given itself": lambda x: [x, x.t()],
+    "convolutions": lambda x: [nn.functional.conv1d(x[None], torch.ones(2, len(x), 3))],
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_program_gives_what_the_function_gives(name):
+    found, expected = replayed(CASES[name], torch.randn(4, 6))
+    assert len(found) == len(expected)
+    for mine, other in zip(found, expected, strict=True):
+        assert mine.dtype == other.dtype
+        assert torch.equal(mine, other)
+
+
+def test_gradients_are_recorded_with_what_they_are_of():
+    layer = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+    weights = list(layer.parameters())
+    found, expected = replayed(
+        lambda x: torch.autograd.grad(layer(x).square().sum(), weights), torch.randn(8, 5)
+    )
+    for mine, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_memory_serves_again_and_results_keep_theirs():
+    def work(x):
+        kept = x + 1
+        for _ in range(20):
+            x = (x * 1.1).tanh()
+        return [x, kept]
+
+    given = torch.randn(64, 64)
+    tape, results = record(lambda: work(given))
+    run, found = program(tape, {tape.ref(given).number: given}, results, [None, None])
+    run()
+    stores = {
+        v.untyped_storage().data_ptr()
+        for v in run.__globals__.values() if isinstance(v, torch.Tensor)
+    }  # fmt: skip
+    assert len(stores) <= 5
+    for mine, other in zip(found, work(given), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_results_are_left_where_they_are_wanted():
+    x, weight = torch.randn(6, 4), torch.randn(3, 4, requires_grad=True)
+    tape, results = record(lambda: torch.autograd.grad((x @ weight.t()).square().sum(), [weight]))
+    target = torch.full((3, 4), torch.nan)
+    run, (found,) = program(tape, {}, results, [target])
+    run()
+    assert found is target
+    torch.testing.assert_close(target, 2 * (x @ weight.detach().t()).t() @ x)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda x: [x * float(x.sum())],
+        lambda x: [x[x > 0]],
+        lambda x: [torch.from_numpy(x.numpy() * 2)],
+        lambda x: [x * x.tolist()[0][0]],
+        lambda x: [x * np.asarray(x).mean()],
+        lambda x: [x if bool(x.sum() > 0) else -x],
+    ],
+)
+def test_what_leaves_torch_is_refused(work):
+    with pytest.raises(NotReplayable):
+        record(lambda: work(torch.randn(3, 4)))
+
+
+def test_a_recording_that_differs_on_other_numbers_is_not_used():
+    seen = []
+
+    def work(given):
+        seen.append(None)
+        return given[0] * len(seen)
+
+    function = Recording(work)
+    assert [function([torch.ones(1)]).item() for _ in range(3)] == [1.0, 2.0, 3.0]
+    assert function.run is None
+
+
+def test_operations_whose_form_that_writes_only_copies_are_called_as_they_are():
+    assert writing(torch.ops.aten.mm.default, "cpu") is not None
+    assert writing(torch.ops.aten.convolution.default, "cpu") is None
+    assert writing(torch.ops.aten.mse_loss.default, "cpu") is None
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("recipe", ["dense", "vae", "sparse", "anomaly"])
+def test_many_rows_are_scored_and_embedded_as_few(recipe, threads):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(600, 4)) @ rng.normal(size=(4, 9)) + 0.1 * rng.normal(size=(600, 9))
+    ae = refold.Autoencoder(recipe=recipe, epochs=2).fit(X)
+    many = np.tile(rng.permutation(X), (30, 1))[:17_000] + 0.01
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        scores, codes = ae.score_samples(many), ae.transform(many)
+    finally:
+        torch.set_num_threads(before)
+    few = slice(4000, 4100)
+    np.testing.assert_allclose(scores[few], ae.score_samples(many[few]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(codes[few], ae.transform(many[few]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(scores[600:1200], scores[:600], rtol=1e-5, atol=1e-6)
+    last = ae.score_samples(many[-500:])
+    np.testing.assert_allclose(scores[-500:], last, rtol=1e-5, atol=1e-6)
