@@ -131,7 +131,7 @@ def test_many_rows_are_scored_and_embedded_as_few(recipe, threads):
     rng = np.random.default_rng(0)
     X = rng.normal(size=(600, 4)) @ rng.normal(size=(4, 9)) + 0.1 * rng.normal(size=(600, 9))
     ae = refold.Autoencoder(recipe=recipe, epochs=2).fit(X)
-    many = np.tile(rng.permutation(X), (30, 1))[:17_000] + 0.01
+    many = np.tile(rng.permutation(X), (30, 1))[:16_400] + 0.01
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -32,20 +32,24 @@ def guard(rows: Batch, schema: Schema) -> Batch:
     return Batch(x, rows.observed)
 
 
-def portions(rows: Batch, most: int = PORTION) -> Iterator[tuple[Batch, int]]:
+def portions(rows: Batch) -> Iterator[tuple[Batch, int]]:
     """Portions of one size, the last filled up with its own last row, and the rows that count.
 
     A matrix product may round differently for another number of rows; a fixed number makes the
     result of a row the same whatever rows come with it.
     """
     n = len(rows)
-    size = SMALL if n <= SMALL else most
+    size = SMALL if n <= SMALL else PORTION
     for start in range(0, n, size):
-        count = min(size, n - start)
-        part = rows.rows(slice(start, start + count))
-        if count < size:
-            part = part.rows(torch.arange(size).clamp_max(count - 1))
-        yield part, count
+        yield filled(rows.rows(slice(start, start + size)), size)
+
+
+def filled(part: Batch, size: int) -> tuple[Batch, int]:
+    """Fill rows up to ``size`` with the last of them; return how many count, too."""
+    count = len(part)
+    if count < size:
+        part = part.rows(torch.arange(size).clamp_max(count - 1))
+    return part, count
 
 
 @torch.inference_mode()
@@ -91,18 +95,14 @@ def shared(work: Callable[[Batch, int], Tensor], rows: Batch, device: torch.devi
     made = Lock()
 
     def done(at: int) -> None:
-        part = rows.rows(slice(at, at + LARGE))
-        count = len(part)
+        part, count = filled(rows.rows(slice(at, at + LARGE)), LARGE)
         with torch.inference_mode():
-            if count < LARGE:
-                ((part, _),) = portions(part, LARGE)
-                value = work(part, count)
-            elif device.type != "cpu":
-                value = work(part, count)
-            else:
+            if device.type == "cpu":
                 if not hasattr(own, "recorded"):
                     own.recorded = Recording(lambda given: work(part.with_tensors(given), LARGE))
-                value = own.recorded(part.tensors())
+                value = own.recorded(part.tensors())[:count]
+            else:
+                value = work(part, count)
             with made:
                 if not result:
                     result.append(value.new_empty(len(rows), *value.shape[1:]))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from refold.ops import products
 from refold.recording.tape import NotReplayable, Ref, Tape, mapped
 
 aten = torch.ops.aten
@@ -135,6 +136,13 @@ class _Builder:
             (out,) = call.outs
             self.fixed[out.number] = self._memory(out)
             self.lines.append(f"{self._value(out)}.copy_({self._value(call.args[0])})")
+        elif (product := self._product(call)) is not None:
+            (out,) = call.outs
+            if self._address(out) in self.wanted:
+                self.fixed[out.number] = self._memory(out)
+                self.lines.append(f"{self._value(out)}.copy_({product})")
+            else:
+                self.lines.append(f"t{out.number} = {product}")
         else:
             into = writing(call.op, self.tape.tensors[call.outs[0].number].device.type)
             if into is None:
@@ -145,6 +153,20 @@ class _Builder:
                 self.fixed[out.number] = self._memory(out)
             outs = ", ".join(f"{k}={self._value(o)}" for k, o in zip(names, call.outs, strict=True))
             self._call(call, op, outs)
+
+    def _product(self, call: Any) -> str | None:
+        """Write a product of two matrices for oneDNN, where that is faster."""
+        if call.op not in (aten.addmm.default, aten.mm.default) or call.kwargs:
+            return None
+        *bias, x, weight = call.args
+        rows, other = self.tape.tensors[x.number], self.tape.tensors[weight.number]
+        known = bias and self.tape.tensors[bias[0].number].dim() != 1
+        if known or not products.pays(rows, other.shape[1]):
+            return None
+        fixed = self.fixed.get(weight.number)
+        turned = f"{self._value(weight)}.t()" if fixed is None else self._name(fixed.t())
+        added = self._value(bias[0]) if bias else "None"
+        return f"{self._name(products.linear)}({self._value(x)}, {turned}, {added})"
 
     def _same(self, out: Ref, refs: list[Ref]) -> None:
         """Have what a call gave back be the argument it changed."""

@@ -11,18 +11,18 @@ from torch import Tensor, nn
 
 from refold.fusion import Lateral
 from refold.model import Model
+from refold.recording.program import program
+from refold.recording.recording import close
+from refold.recording.tape import NotReplayable, Ref, Tape, record
 from refold.training.plan import Plan
 from refold.training.steps.base import Step
 from refold.training.steps.eager import Eager, forget_gradients
 from refold.training.steps.flat import ELEMENTWISE, Flat
-from refold.recording.program import program
-from refold.recording.tape import NotReplayable, Ref, Tape, record
 from refold.types import Batch, Costs
 from refold.warmup import ramp
 
 OFTEN = 20  # steps with the same costs, from which a recording of them pays
 WORTH = 2e10  # floating-point operations of a step; where there are more, what is saved is nothing
-CLOSE = 1e-4  # relative difference that rounding may make
 
 
 @dataclass
@@ -286,10 +286,3 @@ def tensors(batch: Batch) -> list[Tensor | None]:
     """Every tensor of a batch, in one order."""
     known = batch.known or {}
     return [*batch.x.values(), *batch.observed.values(), *known.values()]
-
-
-def close(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors differ by no more than rounding may make of them."""
-    if not a.numel() or not a.is_floating_point():
-        return a.equal(b)
-    return float((a - b).abs().max()) <= CLOSE * float(a.abs().max())
