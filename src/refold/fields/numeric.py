@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, final
 
@@ -18,6 +19,9 @@ from refold.fields.base import Encoded, Numbers, arrow_type, learnt, register, s
 from refold.table import Arrow, Column, compute
 
 FAR = 1e6  # standard deviations; squares of more would leave single precision
+FAR_OUT = 10.0  # standard deviations beyond the training range that are remarked on
+TILE = 1 << 16  # numbers that are scaled at a time: half a megabyte, which stays in cache
+MANY = 1 << 21  # numbers from which threads share them
 
 
 @final
@@ -72,10 +76,7 @@ class Numeric(Numbers):
     def to_tensor(self, columns: Mapping[str, Column]) -> Encoded:
         """Standardise; a missing cell becomes 0, its mean."""
         values = matrix(columns, self.columns, self.types)
-        refuse_infinite(values, self.columns)
-        x = standardise(values, np.array(self.mean), np.array(self.std))
-        notes = far_out(x, np.array(self.low), np.array(self.high), self.columns)
-        return Encoded(*tensors(x), notes)
+        return scaled(values, self.mean, self.std, self.low, self.high, self.columns)
 
     def to_values(self, point: Tensor) -> dict[str, Column]:
         """Return to units, kept in the training range, and to each column's own type."""
@@ -101,18 +102,27 @@ class Scale:
     @classmethod
     def of(cls, values: NDArray[Any], pooled: bool = False) -> Scale:
         """Learn from ``values`` ``[n, E]``, NaN where missing; ``pooled`` shares one deviation."""
-        seen = np.isfinite(values)  # what is infinite is refused later, by its row
-        count = np.maximum(seen.sum(0), 1)
-        mean = np.where(seen, values, 0.0).sum(0, dtype=np.float64) / count
-        centred = np.where(seen, values - mean, 0.0)
-        variance = np.square(centred).sum(0) / count
+        whole = bool(np.isfinite(values.sum(dtype=np.float64)))
+        seen = None if whole else np.isfinite(values)  # what is infinite is refused later
+        count = np.float64(len(values)) if seen is None else np.maximum(seen.sum(0), 1)
+        mean = (values if seen is None else np.where(seen, values, 0.0)).sum(0, np.float64) / count
+        squares = np.zeros(values.shape[1])
+        low, high = np.full(values.shape[1], np.inf), np.full(values.shape[1], -np.inf)
+        for at in tiles(values):
+            centred = values[at] - mean
+            if seen is not None:
+                centred[~seen[at]] = 0.0
+            squares += np.einsum("ij,ij->j", centred, centred)
+            np.minimum(low, centred.min(0), out=low)
+            np.maximum(high, centred.max(0), out=high)
+        variance = squares / count
         if pooled:
             variance = np.full_like(variance, variance.mean())
         std = np.sqrt(variance)
         # Rounding leaves a constant column of large values a deviation that is not quite zero.
-        size = np.where(seen, np.abs(values), 0.0).max(0)
+        size = np.maximum(np.abs(low + mean), np.abs(high + mean))
         std = np.where(std > 1e-12 * size, std, 1.0)
-        return cls(mean, std, centred.min(0) / std, centred.max(0) / std)
+        return cls(mean, std, low / std, high / std)
 
     def unit(self) -> Scale:
         """Return the same with every deviation 1: centred in the data's own unit."""
@@ -130,7 +140,19 @@ def matrix(
     for i, t in enumerate(types):
         if pa.types.is_temporal(found[i].type) and pa.types.is_temporal(arrow_type(t)):
             found[i] = cast(found[i], arrow_type(t))
+    if all(c.type in (pa.float32(), pa.float64()) for c in found):
+        return interleaved(pa.Table.from_arrays(found, names=[str(i) for i in range(len(found))]))
     return np.stack([numbers(column, c) for column, c in zip(found, names, strict=True)], axis=1)
+
+
+def interleaved(table: Arrow) -> NDArray[np.float64]:
+    """Columns of floating types as a matrix ``[n, K]``, by tiles that stay in cache."""
+    values = np.empty((len(table), table.num_columns))
+    begin = 0
+    for batch in table.to_batches(max_chunksize=max(1, TILE // table.num_columns)):
+        values[begin : begin + len(batch)] = batch.to_tensor(null_to_nan=True).to_numpy()
+        begin += len(batch)
+    return values
 
 
 def own_types(
@@ -145,8 +167,21 @@ def own_types(
 
 def only_whole(values: NDArray[np.float64]) -> bool:
     """Whether all values are whole numbers, NaN left out, and there is one."""
-    seen = values[~np.isnan(values)]
-    return len(seen) > 0 and bool((seen == np.rint(seen)).all())
+    some = False
+    for at in tiles(values):
+        part = values[at]
+        here = part == np.rint(part)
+        some = some or bool(here.any())
+        if not here.all() and not (here | np.isnan(part)).all():
+            return False
+    return some
+
+
+def tiles(values: NDArray[Any], begin: int = 0, end: int | None = None) -> Iterator[slice]:
+    """Slices of rows that stay in cache, of all rows or of those from ``begin`` to ``end``."""
+    last = len(values) if end is None else end
+    step = max(1, TILE // max(1, values[:1].size))
+    return (slice(i, min(i + step, last)) for i in range(begin, last, step))
 
 
 def mean_of(x: NDArray[np.float64]) -> tuple[float, ...]:
@@ -183,13 +218,63 @@ def refuse_infinite(values: NDArray[Any], names: tuple[str, ...]) -> None:
     )
 
 
-def standardise(
-    values: NDArray[Any], mean: NDArray[np.float64], std: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Centre and scale in float64, kept within what single precision can square."""
-    x = values - mean
-    x /= std
-    return np.clip(x, -FAR, FAR, out=x)
+def scaled(
+    values: NDArray[Any],
+    mean: Sequence[float],
+    std: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    names: tuple[str, ...],
+) -> Encoded:
+    r"""Numbers ``[n, K]`` as :math:`x = (v - \bar v) / s`, 0 where missing.
+
+    Computed in float64 and kept within what single precision can square, a tile at a time, so that
+    nothing but the result is as large as the values; threads share the rows where there are many.
+    Raises :class:`InputError` for infinity; remarks on columns with values far outside the training
+    range, ``low`` to ``high``.
+    """
+    centre, scale, least, most = (np.asarray(v, np.float64) for v in (mean, std, low, high))
+    near = (least - FAR_OUT).max(initial=-np.inf), (most + FAR_OUT).min(initial=np.inf)
+    x = np.empty(values.shape, np.float32)
+
+    def work(begin: int, end: int) -> tuple[NDArray[np.int64], NDArray[np.bool_] | None]:
+        """Scale the rows from ``begin`` to ``end``; return how many are far, and what is there."""
+        seen: NDArray[np.bool_] | None = None
+        far = np.zeros(values.shape[1], np.int64)
+        for at in tiles(values, begin, end) if values.size else ():
+            part = np.subtract(values[at], centre)
+            part /= scale
+            lowest, highest = part.min(), part.max()
+            if not (lowest >= -FAR and highest <= FAR):  # missing, infinite or far, which is rare
+                refuse_infinite(values, names)
+                np.clip(part, -FAR, FAR, out=part)
+                absent = np.isnan(part)
+                if absent.any():
+                    seen = np.ones((end - begin, values.shape[1]), bool) if seen is None else seen
+                    seen[at.start - begin : at.stop - begin] = ~absent
+            if not (lowest >= near[0] and highest <= near[1]):
+                far += ((part < least - FAR_OUT) | (part > most + FAR_OUT)).sum(0)
+            x[at] = part
+        if seen is not None:
+            x[begin:end][~seen] = 0.0
+        return far, seen
+
+    threads = torch.get_num_threads() if values.size > MANY else 1
+    marks = [len(values) * i // threads for i in range(threads + 1)]
+    if threads == 1:
+        found = [work(0, len(values))]
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            found = list(pool.map(work, marks[:-1], marks[1:]))
+    mask: Tensor | None = None
+    if any(seen is not None for _, seen in found):
+        parts = [
+            np.ones((end - begin, values.shape[1]), bool) if seen is None else seen
+            for (_, seen), begin, end in zip(found, marks[:-1], marks[1:], strict=True)
+        ]
+        mask = torch.from_numpy(np.concatenate(parts))
+    far = np.sum([far for far, _ in found], axis=0)
+    return Encoded(torch.from_numpy(x), mask, remarks_on_far(far, names))
 
 
 def tensors(
@@ -210,9 +295,11 @@ def far_out(
     names: tuple[str, ...],
 ) -> list[str]:
     """Remark on columns with values ten standard deviations outside the training range."""
-    if x.size and x.min() >= (low - 10).max() and x.max() <= (high + 10).min():
-        return []  # as nearly always: two looks at all, and none at each column
-    far = ((x < low - 10) | (x > high + 10)).sum(0)
+    return remarks_on_far(((x < low - FAR_OUT) | (x > high + FAR_OUT)).sum(0), names)
+
+
+def remarks_on_far(far: NDArray[np.int64], names: tuple[str, ...]) -> list[str]:
+    """Say of how many values of each column are far outside the training range."""
     return [
         f"column '{names[i]}': {far[i]} values more than ten standard deviations outside the "
         f"training range"

@@ -13,7 +13,7 @@ from torch import Tensor
 from refold.casting import as_dtype
 from refold.errors import InputError, unknown
 from refold.fields.base import Encoded, Field, learnt, register
-from refold.fields.numeric import Scale, far_out, refuse_infinite, standardise, tensors
+from refold.fields.numeric import Scale, only_whole, refuse_infinite, scaled
 from refold.table import Column
 
 SCALES = ("auto", "standard", "pooled", "centred", "unit")
@@ -63,7 +63,7 @@ class Vector(Field):
     def fit(self, columns: Mapping[str, Column]) -> Self:
         """Learn each entry's mean, scale and range."""
         given = block(columns, self.columns[0])
-        values = given.astype(np.float64).reshape(len(given), -1)
+        values = given.astype(np.float64, copy=False).reshape(len(given), -1)
         check_size(self.columns[0], values.shape[1], self.size)
         refuse_infinite(values, tuple(f"{self.columns[0]}{i}" for i in range(values.shape[1])))
         if self.scale == "unit" or (self.scale == "auto" and given.dtype.kind == "b"):
@@ -84,7 +84,7 @@ class Vector(Field):
             high=tuple(scale.high.tolist()),
             missing=bool(np.isnan(values).any()),
             dtype=str(given.dtype),
-            whole=bool((np.mod(values, 1) == 0)[~np.isnan(values)].all()),
+            whole=only_whole(values),
         )
 
     def _unit(self, values: NDArray[np.float64], dtype: str) -> Self:
@@ -112,11 +112,7 @@ class Vector(Field):
         values = block(columns, self.columns[0])
         values = values.reshape(len(values), -1)
         check_width(self.columns[0], values.shape[1], len(self.mean))
-        refuse_infinite(values, self.entries)
-        x = standardise(values, np.array(self.mean), np.array(self.std))
-        return Encoded(
-            *tensors(x), far_out(x, np.array(self.low), np.array(self.high), self.entries)
-        )
+        return scaled(values, self.mean, self.std, self.low, self.high, self.entries)
 
     def to_values(self, point: Tensor) -> dict[str, Column]:
         """Return to the array's units and type."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from refold.model import Model
 from refold.training.balance import Balancer
 from refold.training.plan import Plan
+from refold.training.steps import dictionary
 from refold.training.steps.base import Step
 from refold.training.steps.eager import Eager
 from refold.training.steps.replay import Replay, suits
@@ -23,6 +25,9 @@ def choose(
     balancer: Balancer | None = None,
 ) -> Step:
     """Return the fastest way to take this model's steps."""
+    if balancer is None and dictionary.suits(model, plan, device):
+        assert isinstance(model, Model)
+        return dictionary.DictionaryStep(model, plan, device)
     if balancer is None and suits(model, plan, device):
         return Replay(model, plan, device, bfloat16=bfloat16)
     return Eager(model, plan, device, bfloat16=bfloat16, balancer=balancer)

@@ -22,6 +22,7 @@ from refold.types import Batch, Costs
 from refold.warmup import ramp
 
 OFTEN = 20  # steps with the same costs, from which a recording of them pays
+NEVER, RECORDED, TRUSTED = "never", "recorded", "trusted"  # stages of a recording
 WORTH = 2e10  # floating-point operations of a step; where there are more, what is saved is nothing
 
 
@@ -62,6 +63,7 @@ class Replay(Step):
         self.growing: list[Any] = [m for m in model.modules() if getattr(m, "warmup", 0.0) > 0]
         self.grown: list[float] = []
         self.given_up = False
+        self.before: dict[str, str] = {}  # by batches' shapes: how far a run taken up had come
 
     def take(self, batch: Batch, clean: Batch) -> Costs:
         """Replay on this batch, or record it."""
@@ -71,6 +73,8 @@ class Replay(Step):
         key = tuple(None if t is None else (t.shape, t.dtype) for t in rows)
         there = [t for t in rows if t is not None]
         found = self._known(key)
+        if self.before:
+            found = self._caught_up(batch, clean, there, key)
         if found is None:
             seldom = self.flat is not None and self._seldom()
             plainly = key in self.recorded or seldom
@@ -96,7 +100,31 @@ class Replay(Step):
         grown = [ramp(m.progress, m.warmup) for m in self.growing]
         if grown != self.grown:
             self.grown = grown
-            self.recorded = {k: None for k, r in self.recorded.items() if r is None}
+            self._forget_recordings()
+        return self.recorded.get(key)
+
+    def _forget_recordings(self) -> None:
+        """Keep of what was recorded that some cannot be."""
+        self.recorded = {k: None for k, r in self.recorded.items() if r is None}
+        self.before = {k: stage for k, stage in self.before.items() if stage == NEVER}
+
+    def _caught_up(
+        self, batch: Batch, clean: Batch, rows: Sequence[Tensor], key: tuple[Any, ...]
+    ) -> Recorded | None:
+        """Record what had been when the run was cut off: a program rounds as it does, each time."""
+        stage = self.before.pop(repr(key), None)
+        if stage == NEVER:
+            self.recorded[key] = None
+            if self.flat is None:
+                self._flatten()
+        elif stage is not None:
+            state = State.of(self.model)
+            self._record(batch, clean, rows, key)
+            state.restore(self.model)
+            found = self.recorded.get(key)
+            if stage == TRUSTED and found is not None:
+                self._compared(found, batch, clean, rows)
+                state.restore(self.model)
         return self.recorded.get(key)
 
     def _seldom(self) -> bool:
@@ -207,7 +235,7 @@ class Replay(Step):
     def set_format(self, *, bfloat16: bool) -> None:
         """Round or not from now on: what was recorded serves no more where that changes."""
         if bfloat16 != isinstance(self.eager.autocast, torch.autocast):
-            self.recorded = {k: None for k, r in self.recorded.items() if r is None}
+            self._forget_recordings()
         self.eager.set_format(bfloat16=bfloat16)
 
     def set_rate(self, rate: float) -> None:
@@ -228,6 +256,16 @@ class Replay(Step):
         if self.flat is not None:
             self.flat.restore(state)
 
+    def remembered(self) -> dict[str, Any]:
+        """Return how far recording has come: which steps round as a program does."""
+        stages = {repr(k): stage_of(r) for k, r in self.recorded.items()}
+        return {"given_up": self.given_up, "grown": self.grown, "stages": self.before | stages}
+
+    def remember(self, values: Mapping[str, Any]) -> None:
+        """Have each step be taken as it would have been."""
+        self.given_up, self.grown = values["given_up"], list(values["grown"])
+        self.before = dict(values["stages"])
+
     def forget(self, name: str, rows: Tensor) -> None:
         """Zero the moments of rows of one parameter."""
         if self.flat is None:
@@ -240,6 +278,11 @@ class Replay(Step):
         if self.flat is not None:
             self.flat.close()
         forget_gradients(self.model)
+
+
+def stage_of(recorded: Recorded | None) -> str:
+    """Name how far the recording of a step has come."""
+    return NEVER if recorded is None else TRUSTED if recorded.trusted else RECORDED
 
 
 @dataclass
