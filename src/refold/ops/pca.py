@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from refold.ops import products
+
 WIDE_RANK = 128  # components of wider rows than that, where no number is asked for
 EXACT_WIDTH = 4096  # above this many entries the covariance itself is too large to decompose
+MANY = 256  # entries from which products may be in single precision
 MOST = 50_000_000  # numbers that are held in double precision, or made of classes, at a time
 
 
@@ -36,6 +39,9 @@ def principal_components(x: Tensor, k: int | None = None, chunk: int = 8192) -> 
 
     .. math:: \Sigma = \tfrac1n \sum_i (x_i - \mu)(x_i - \mu)^\top = V \Lambda V^\top
 
+    From 256 entries of single precision on, the products of some thousand rows at a time are in
+    single precision too, where that is faster.
+
     Above 4,096 entries a randomised range finder (Halko, Martinsson & Tropp 2011, four power
     iterations) replaces the exact decomposition, on rows spread over all: at most 20,000, and at
     most 50 million numbers.
@@ -57,7 +63,11 @@ def principal_components(x: Tensor, k: int | None = None, chunk: int = 8192) -> 
     covariance = torch.zeros(width, width, dtype=torch.float64, device=x.device)
     for start in range(0, n, chunk):
         centred = x[start : start + chunk].double() - mean
-        covariance.addmm_(centred.T, centred)
+        single = centred.to(x.dtype).T
+        if width >= MANY and products.pays(single, width):
+            covariance += products.linear(single, single)
+        else:
+            covariance.addmm_(centred.T, centred)
     covariance /= n
     variance, axes = torch.linalg.eigh(covariance)
     variance = variance.flip(0).clamp_min(0)
