@@ -1,4 +1,6 @@
-# Two commands: `make demo` and `make test`. Both build the environment when it is not there yet.
+# `make demo` and `make test` build the environment when it is not there yet; `make bench` has one of
+# its own, with the libraries that refold is measured beside. `make bench ARGS=--write` keeps what
+# comes out, and ARGS='--only "small table"' runs a part.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -20,8 +22,15 @@ test: .venv/installed
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-bench: .venv/installed
-	$(BIN)/python bench/engine.py
+.venv-bench/installed: pyproject.toml constraints.txt bench/peers.py
+	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	.venv-bench/bin/python bench/peers.py
+	touch $@
+
+bench: .venv-bench/installed
+	.venv-bench/bin/python bench/suite.py $(ARGS)
 
 clean:
-	rm -rf .venv refold-demo
+	rm -rf .venv .venv-bench refold-demo
