@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from refold.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from refold import backbones, detection, fields, latents, likelihoods, penalties, pyod
+    from refold import backbones, detection, fields, latents, likelihoods, penalties, pyod, saelens
     from refold.comparison import compare
     from refold.data import corruptions
     from refold.data.pairs import Pairs
@@ -51,6 +51,7 @@ _ROOMS = {
     "penalties": "refold.penalties",
     "pyod": "refold.pyod",
     "restore": "refold.uses.restore",
+    "saelens": "refold.saelens",
 }
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "pyod",
     "recipes",
     "restore",
+    "saelens",
     "windows",
 ]
 

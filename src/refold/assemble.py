@@ -29,6 +29,7 @@ Hidden: TypeAlias = tuple[int | Mapping[str, Any], ...]
 CorruptionWish: TypeAlias = str | Corruption | Sequence[str | Corruption] | None
 LARGEST = 1_000_000  # numbers in a code; beyond, something was mistyped
 TOKEN = 8  # numbers that a token of a text counts for
+ENOUGH, WORK = 20_000, 1e10  # rows, and their products, that tell principal components
 LARGE = 2000  # pixels above which an image is convolved without being asked
 APART = (Gaussian, L1, Plain, WinnerTakeAll, ActivityL1, Contractive)
 """Latents and penalties that treat a code in parts as they treat it as a whole."""
@@ -85,8 +86,10 @@ def assemble(schema: Schema, rows: Batch, wishes: Wishes) -> Assembly:
     }
     shown = folded(schema)
     texts = [k for k in shown if isinstance(schema.fields[k], Text)]
+    linear = () in (wishes.hidden, recipe.hidden)  # where they may be the model itself
+    seen = rows if linear else spread(rows, sum(heads[k].width for k in shown))
     principal = principal_components(
-        design({k: heads[k] for k in shown if k not in texts}, rows)
+        design({k: heads[k] for k in shown if k not in texts}, seen)
     )  # tokens are too many levels, and none says much by itself
     tokens = sum(len(schema.fields[k].sizes) for k in texts)
     entries = sum(len(schema.fields[k].sizes) for k in shown)
@@ -139,6 +142,15 @@ def assemble(schema: Schema, rows: Batch, wishes: Wishes) -> Assembly:
         penalties=charged,
     )
     return Assembly(name, parts, spec, principal, pretrain, tuple(reasons))
+
+
+def spread(rows: Batch, width: int) -> Batch:
+    """Rows spread over all, as many as tell principal components of that ``width`` from another.
+
+    All but of wide rows, where the components of all would take longer than training.
+    """
+    step = len(rows) // max(ENOUGH, int(WORK / width**2))
+    return rows if step < 2 else rows.rows(slice(None, None, step))
 
 
 def default_recipe(schema: Schema) -> str:
@@ -242,7 +254,10 @@ def decide_latent(
     """Return the latent and the size of the code; where nothing is squeezed ``most`` says it."""
     if isinstance(wish, Latent):
         return latents.spec(wish), wish.size
-    given = PartSpec.parse(wish if isinstance(wish, str) else recipe.latent)
+    usual = PartSpec.parse(recipe.latent)
+    given = PartSpec.parse(wish) if isinstance(wish, str) else usual
+    if given.name == usual.name:
+        given = PartSpec(given.name, {**usual.options, **given.options})
     options = {k: v for k, v in given.options.items() if k != "size"}
     spec = latents.resolve(PartSpec(given.name, options))
     size = given.options.get("size") if isinstance(wish, str) else wish
@@ -260,6 +275,10 @@ def decide_latent(
             why = "that of the layers"
         reasons.append(f"latent size {most}: {why}")
         return spec, most
+    if recipe.times:
+        size = max(recipe.least, recipe.times * entries)
+        reasons.append(f"latent size {size}: {recipe.times} times the {entries} numbers of a row")
+        return spec, size
     needed, whys = 0, list[str]()
     if entries > tokens:
         needed = choose_size(principal, entries - tokens)
@@ -332,9 +351,12 @@ def size_of_members(
 def decide_penalties(
     wish: tuple[str | Penalty, ...], recipe: Recipe, latent: PartSpec
 ) -> tuple[PartSpec, ...]:
-    """Return the recipe's penalties, then the user's, which replace those of the same name."""
+    """Return the recipe's penalties, then the user's, which replace those of the same name.
+
+    Those without which a latent learns nothing join the recipe's.
+    """
     given = tuple(penalties.resolve(p) for p in wish)
-    usual = tuple(penalties.resolve(p) for p in recipe.penalties)
+    usual = tuple(penalties.resolve(p) for p in (*recipe.penalties, *latents[latent.name].needs))
     replaced = {p.name for p in given}
     found = (*(p for p in usual if p.name not in replaced), *given)
     if latents[latent.name] is Matched and not any(penalties[p.name].matching for p in found):

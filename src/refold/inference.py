@@ -16,6 +16,7 @@ from refold.types import Batch
 
 PORTION = 1024
 SMALL = 64
+WIDE = 8192  # numbers of a code from which portions stay small
 LARGE, MANY = 4096, 4  # rows of a portion where many are, and how many portions that takes
 
 
@@ -82,13 +83,19 @@ def each(
         lambda part, count: work(model(guard(part, schema).to(device), part.to(device)), count),
         rows,
         device,
+        model.latent.size,
     )
 
 
-def shared(work: Callable[[Batch, int], Tensor], rows: Batch, device: torch.device) -> Tensor:
-    """Join what ``work`` gives for portions, of which threads take turns where there are many."""
+def shared(
+    work: Callable[[Batch, int], Tensor], rows: Batch, device: torch.device, width: int
+) -> Tensor:
+    """Join what ``work`` gives for portions, of which threads take turns where there are many.
+
+    ``width`` is that of the code; portions of wide ones are no larger than where rows are few.
+    """
     threads = torch.get_num_threads() if device.type == "cpu" else 1
-    if len(rows) < MANY * LARGE:
+    if len(rows) < MANY * LARGE or width > WIDE:
         return torch.cat([work(part, count) for part, count in portions(rows)])
     own = local()
     result: list[Tensor] = []
@@ -130,6 +137,7 @@ def embed(model: Model, rows: Batch, schema: Schema) -> Tensor:
         lambda part, count: model.encode(guard(part, schema).to(device))[0].z[:count].flatten(1),
         rows,
         device,
+        model.latent.size,
     ).cpu()
 
 

@@ -58,12 +58,14 @@ class Schema:
         table: Table,
         rows: NDArray[np.int64],
         overrides: Mapping[str, Override] | None = None,
+        scales: Mapping[str, str] | None = None,
     ) -> Schema:
         """Infer kinds from all of ``table``, and learn scales from the given ``rows``.
 
         ``overrides`` maps a column to a kind (``"categorical"``, ``"numeric(likelihood='l1')"``)
         or a field object, to a role (``"target"``, ``"given"``) while its kind is inferred, or sets
-        it aside (``"ignore"``). Raises :class:`InputError` for names that do not exist, and where
+        it aside (``"ignore"``). ``scales`` says by kind how numbers are scaled where the user
+        leaves it open. Raises :class:`InputError` for names that do not exist, and where
         nothing is left to see or to give back.
         """
         overrides = {str(name): kind for name, kind in (overrides or {}).items()}
@@ -78,6 +80,8 @@ class Schema:
             if isinstance(kind, Aside):
                 aside[name] = kind
             else:
+                if getattr(kind, "scale", "") == "auto" and kind_of(kind) in (scales or {}):
+                    kind = dataclasses.replace(kind, scale=(scales or {})[kind_of(kind)])
                 apart = kind.block or kind.alone
                 packed.setdefault((kind, name if apart else ""), []).append(name)
         training = table.take(rows)

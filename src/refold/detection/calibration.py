@@ -16,7 +16,7 @@ from refold.detection.detector import NOVELTY, OUTLIERS, Detector, spaced
 from refold.model import Model, Output
 from refold.types import Batch
 
-SHOWN = 2000  # held-out codes kept for the report
+SHOWN, KEPT = 2000, 1 << 23  # held-out codes kept for the report, and numbers in them at most
 PARTS = 500  # held-out rows whose entries are kept, to tell how unusual one is
 NUMBERS = 1 << 20  # and of how many numbers
 
@@ -61,13 +61,13 @@ class Calibration:
         bare: list[Tensor] = []
         codes: list[Tensor] = []
         parts: list[Tensor] = []
-        setting = detector.setting or NOVELTY
+        setting, every_few, begin = detector.setting or NOVELTY, step_of(model, len(rows)), 0
         for output, count in inference.outputs(model, rows, schema):
             scores.append(-detector.score(output, setting)[:count].double().cpu())
             bare.append(scores[-1] + of_targets(output)[:count].double().cpu())
-            codes.append(output.code.z[:count].flatten(1).float().cpu())
+            codes.append(output.code.z[-begin % every_few : count : every_few].flatten(1).float())
+            begin += count
         every = torch.cat(scores).numpy()
-        every_few = slice(None, None, -(-len(every) // SHOWN))
         targets = targets_of(model) if not detector.parts else []
         without = np.sort(torch.cat(bare).numpy())[: len(every) if targets else 0]
         shown = rows.rows(slice(None, None, -(-len(rows) // PARTS)))
@@ -75,7 +75,7 @@ class Calibration:
             parts.append(detector.contributions(output, setting)[:count].float().cpu())
         added = torch.cat(parts)
         added = added[: max(1, NUMBERS // added.shape[1])].sort(0).values.numpy()
-        some = torch.cat(codes).numpy()[every_few], every[every_few]
+        some = torch.cat(codes).cpu().numpy(), every[::every_few]
         learnt: list[Tensor] = []
         if fitted is not None and detector.setting is None:
             passes = inference.outputs(model, spaced(fitted), schema)
@@ -86,7 +86,7 @@ class Calibration:
     def with_codes(self, model: Model, rows: Batch, schema: Schema) -> Calibration:
         """Return the same scores with the codes that ``model`` gives the rows."""
         codes = inference.embed(model, rows, schema).float().numpy()
-        return replace(self, codes=codes[:: -(-len(rows) // SHOWN)])
+        return replace(self, codes=codes[:: step_of(model, len(rows))])
 
     def p_values(
         self,
@@ -179,6 +179,11 @@ class Calibration:
 def targets_of(model: Model) -> list[str]:
     """Fields that are predicted and never seen."""
     return [k for k in model.outputs if k not in model.inputs]
+
+
+def step_of(model: Model, rows: int) -> int:
+    """Return every which row's code is kept."""
+    return -(-rows // max(1, min(SHOWN, KEPT // model.latent.size)))
 
 
 def of_targets(output: Output) -> Tensor:

@@ -3,6 +3,7 @@
 from refold.fusion.attention import Attention
 from refold.fusion.base import Fusion, Lateral, Leads, LinearPath, fusions, join, part, register
 from refold.fusion.dense import Concat
+from refold.fusion.dictionary import Dictionary
 from refold.fusion.direct import Direct
 from refold.fusion.ensemble import Ensemble
 from refold.fusion.experts import MixtureOfExperts, MixtureOfProducts, ProductOfExperts
@@ -13,6 +14,7 @@ from refold.fusion.towers import Mean, Sum, Towers
 __all__ = [
     "Attention",
     "Concat",
+    "Dictionary",
     "Direct",
     "Ensemble",
     "Fusion",

@@ -66,6 +66,12 @@ class Fusion(nn.Module, ABC):
     def decode(self, z: Tensor) -> dict[str, Tensor]:
         """Code ``[B, D]`` to ``{field: [B, C]}``; of several members, one batch after the other."""
 
+    def begin(self, hidden: dict[str, Tensor]) -> None:
+        """Start from the hidden states ``{field: [n, C]}`` of a sample of the rows of training.
+
+        The base has nothing to start.
+        """
+
     def project(self) -> None:
         """Leave of gradients what moves along the constraint; the base has none."""
 

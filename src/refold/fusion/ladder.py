@@ -14,6 +14,7 @@ from refold.backbones.layers import ACTIVATIONS
 from refold.errors import InputError, unknown
 from refold.fusion.base import Lateral, Leads, LinearPath, join, part, register
 from refold.fusion.combinators import combinator
+from refold.ops import ranks
 from refold.ops.batch import standardised
 
 EPS = 1e-10  # beside a variance, as in the source
@@ -301,7 +302,8 @@ def follow(part: Rung | Step, mean: Tensor, std: Tensor, rows: int, share: Tenso
     """Let running statistics follow those of a batch."""
     if share is not None:
         part.mean.lerp_(mean, share)
-        part.var.lerp_(std.square() * (rows / max(1, rows - 1)), share)
+        every = ranks.rows(rows)
+        part.var.lerp_(std.square() * (every / max(1, every - 1)), share)
 
 
 def drawn(before: int, width: int) -> nn.Linear:

@@ -1,6 +1,7 @@
 """Bottlenecks: what a code must satisfy. One idea, one file."""
 
 from refold.latents.base import Discrete, Latent, Variational, latents, register
+from refold.latents.dictionary import BatchTopK, Gated, JumpReLU
 from refold.latents.flow import Flow
 from refold.latents.gauges import gauges, readings
 from refold.latents.gaussian import Gaussian
@@ -19,9 +20,12 @@ __all__ = [
     "KL",
     "L1",
     "VQ",
+    "BatchTopK",
     "Discrete",
     "Flow",
+    "Gated",
     "Gaussian",
+    "JumpReLU",
     "Latent",
     "Matched",
     "Mixture",

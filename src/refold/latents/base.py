@@ -24,8 +24,13 @@ class Latent(nn.Module, ABC):
     """Whether codes follow a known prior, so that :meth:`sample` can draw new ones. A row of which
     nothing is known is given a hidden state of zeros, which is a standard normal; where it is
     drawn, it is drawn from the prior itself."""
+    rowwise: ClassVar[bool] = False
+    """Whether a row's code follows from its own hidden state alone in training too. Of any other
+    latent, processes that share a batch each make the codes of all its rows."""
     ordered: ClassVar[bool] = False
     """Whether any prefix of the code is a code of a smaller model."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Penalties that it does not learn without, which are added where nobody names them."""
     relaxed: bool = False
     """Whether evaluation relaxes the constraint of training. The loop then judges held-out rows
     with the constraint in place: the decoder was trained for no other codes."""

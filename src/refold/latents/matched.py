@@ -35,6 +35,7 @@ class Matched(Latent):
     """
 
     generative: ClassVar[bool] = True
+    rowwise: ClassVar[bool] = True
 
     def __init__(self, size: int, *, prior: str = "normal", classes: int = 0) -> None:
         super().__init__(size)

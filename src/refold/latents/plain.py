@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import ClassVar, final
 
 from torch import Tensor
 
@@ -19,6 +19,8 @@ class Plain(Latent):
     >>> Plain(3)(torch.ones(2, 3)).z.shape
     torch.Size([2, 3])
     """
+
+    rowwise: ClassVar[bool] = True
 
     @property
     def width(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ class FSQ(Latent):
     tensor([[ 1., -1.]])
     """
 
+    rowwise: ClassVar[bool] = True
     reach: Tensor
     offset: Tensor
     shift: Tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -19,6 +19,20 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "ident
 SHARE = 0.05  # of the rows, in which a unit is active where the user does not say
 
 
+@torch.no_grad()
+def fired(z: Tensor) -> Tensor:
+    """Count the rows in which each entry of codes ``[*, D]`` is active, and all rows, ``[1, D+1]``.
+
+    These are sums, and not a figure per row: of wide codes that would be as large as the codes.
+
+    >>> fired(torch.tensor([[0.0, 2.0], [1.0, 1.0]]))
+    tensor([[1, 2, 2]])
+    """
+    rows = z.flatten(0, -2)
+    count = rows.nonzero(as_tuple=True)[1].bincount(minlength=rows.shape[1])
+    return torch.cat([count, count.new_tensor([len(rows)])])[None]
+
+
 @final
 @register("topk")
 class TopK(Latent):
@@ -26,9 +40,14 @@ class TopK(Latent):
 
     .. math:: z_i = h_i \, [\, i \in \operatorname{top}_k(h) \,]
 
-    ``k=None`` keeps a tenth of the code, at least one. ``absolute`` ranks by magnitude. In
-    evaluation ``alpha`` times as many stay, at most all: features for a classifier gain from some
-    more than the decoder was trained with (the paper's :math:`\alpha`, about 3 there).
+    ``k=None`` keeps a tenth of the code, at least one. ``absolute`` ranks by magnitude;
+    ``rectify`` has what is negative among the largest be zero, as dictionaries want it (Gao et al.
+    2024, arXiv:2406.04093). In evaluation ``alpha`` times as many stay, at most all: features for a
+    classifier gain from some more than the decoder was trained with (the paper's :math:`\alpha`,
+    about 3 there).
+
+    Raises :class:`InputError` for a ``k`` that the code does not have, an ``alpha`` below 1, and
+    ``absolute`` with ``rectify``.
 
     Source: Makhzani & Frey, k-Sparse Autoencoders, 2013 (arXiv:1312.5663).
 
@@ -37,16 +56,29 @@ class TopK(Latent):
     tensor([[0., 5., 0., 0.]])
     """
 
+    rowwise: ClassVar[bool] = True
+
     def __init__(
-        self, size: int, *, k: int | None = None, absolute: bool = False, alpha: float = 1.0
+        self,
+        size: int,
+        *,
+        k: int | None = None,
+        absolute: bool = False,
+        rectify: bool = False,
+        alpha: float = 1.0,
     ) -> None:
         super().__init__(size)
+        if absolute and rectify:
+            raise InputError(
+                "top-k was given absolute and rectify: entries are ranked by magnitude, or those "
+                "below zero do not count; give one of them"
+            )
         k = max(1, round(0.1 * size)) if k is None else k
         if not 1 <= k <= size:
             raise InputError(f"top-k keeps k={k} of a code of {size}; k must lie in 1..{size}")
         if not 1 <= alpha < float("inf"):
             raise InputError(f"top-k's alpha is {alpha}; it must be a number from 1 on")
-        self.k, self.absolute, self.alpha = k, absolute, alpha
+        self.k, self.absolute, self.rectify, self.alpha = k, absolute, rectify, alpha
         self.relaxed = alpha > 1
 
     @property
@@ -57,7 +89,9 @@ class TopK(Latent):
     def forward(self, h: Tensor) -> Code:
         """Keep the k largest, in evaluation alpha times as many."""
         k = self.k if self.training else min(self.size, round(self.alpha * self.k))
-        return Code(keep_top_k(h, k, absolute=self.absolute))
+        z = keep_top_k(h, k, absolute=self.absolute)
+        z = torch.relu(z) if self.rectify else z
+        return Code(z) if self.training else Code(z, stats={"fired": fired(z)})
 
     def sample(self, n: int) -> Tensor:
         """Refuse: a sparse code has no prior."""
@@ -182,6 +216,8 @@ class L1(Latent):
     >>> L1(2, weight=0.5)(torch.tensor([[3.0, -1.0]])).terms["l1"]
     tensor([1.5000])
     """
+
+    rowwise: ClassVar[bool] = True
 
     def __init__(
         self,

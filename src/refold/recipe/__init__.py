@@ -7,6 +7,7 @@ from refold.recipe import basic as basic
 from refold.recipe import blocks as blocks
 from refold.recipe import restoring as restoring
 from refold.recipe import sparse as sparse
+from refold.recipe import dictionary as dictionary
 from refold.recipe import smooth as smooth
 from refold.recipe import discrete as discrete
 from refold.recipe import variational as variational

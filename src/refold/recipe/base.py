@@ -19,17 +19,19 @@ class Recipe:
     beside a target read and not written. ``worth`` is what the best constant costs under balanced
     weights, of all fields that are rebuilt and of all targets, in nats (None: each unit as much).
     ``expand`` multiplies the chosen code size, for codes that are wide because they are sparse;
-    ``linear`` adds the path on which the principal components start; ``hidden=()`` makes the body
-    linear. ``fusion`` names a body other than the dense one, ``pretrain`` how layers are trained
-    before all of them are, and ``only`` the kinds of field the recipe is for (none: all). ``body``
-    gives options of the body by the number of rows and entries, the code then of its ``size``, or
-    as wide as its first layer, and ``training`` arguments of the estimator that the user left out
-    (and ``members``, how many models answer together where gaps are filled); ``held_out`` is how
-    many rows it takes to
-    judge, where a fifth of all are as many. ``local`` has gaps filled with what rows nearby know
-    besides the network. ``evidence`` says how rows are found unusual, where that is more than their
-    cost; ``last`` keeps the weights of the last step (:attr:`Plan.last`). ``suited`` holds other
-    compositions by kind of field, for rows that have no other.
+    ``times`` has the code be so many times the entries of a row, and ``least`` or more; ``scales``
+    says by kind of field how numbers are scaled where the user leaves it open; ``linear`` adds the
+    path on which the principal components start; ``hidden=()`` makes the body linear. ``fusion``
+    names a body other than the dense one, ``pretrain`` how layers are trained before all of them
+    are, and ``only`` the kinds of field the recipe is for (none: all). ``body`` gives options of
+    the body by the number of rows and entries, the code then of its ``size``, or as wide as its
+    first layer, and ``training`` arguments of the estimator that the user left out, each a value or
+    a function of the size of the code (and ``members``, how many models answer together where gaps
+    are filled); ``held_out`` is how many rows it takes to judge, where a fifth of all are as many.
+    ``local`` has gaps filled with what rows nearby know besides the network. ``evidence`` says how
+    rows are found unusual, where that is more than their cost; ``last`` keeps the weights of the
+    last step (:attr:`Plan.last`). ``suited`` holds other compositions by kind of field, for rows
+    that have no other.
     """
 
     latent: str = "plain"
@@ -44,6 +46,9 @@ class Recipe:
     hidden: tuple[int | Mapping[str, Any], ...] | None = None
     linear: bool = False
     expand: int = 1
+    times: int = 0
+    least: int = 1
+    scales: Mapping[str, str] = field(default_factory=dict[str, str])
     fusion: str = "concat"
     pretrain: str | None = None
     only: tuple[str, ...] = ()

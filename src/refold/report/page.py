@@ -26,6 +26,7 @@ from refold.report.figures import (
     lacking,
     points,
     restoring,
+    sparsity,
     targets,
     training,
 )
@@ -173,6 +174,7 @@ def drawn_of(evidence: Evidence) -> list[tuple[str, Figure]]:
         ("training", training.losses_of(ae)),
         ("weights", training.weights_of(ae)),
         ("health", training.health_of(ae)),
+        ("density", sparsity.density_of(ae)),
         ("confusion", targets.confusion_of(evidence) if given else nothing),
         ("parity", targets.parity_of(evidence) if given else nothing),
         ("shares", targets.shares_of(evidence) if given else nothing),

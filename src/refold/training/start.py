@@ -153,6 +153,7 @@ def start_centred(model: Model, rows: Batch) -> None:
     hidden = {
         k: model.backbones[k].encode(sample.x[k], sample.observed[k])[0] for k in model.inputs
     }
+    model.fusion.begin(hidden)
     mean = torch.zeros(0)
     for names, lead in model.fusion.leads:
         mean = torch.cat([hidden[k] for k in names], 1).mean(0)

@@ -17,6 +17,7 @@ from refold.report.figures.lacking import missing
 from refold.report.figures.points import scatter
 from refold.report.figures.restoring import restoration
 from refold.report.figures.rows import pairs
+from refold.report.figures.sparsity import density
 from refold.report.figures.targets import confusion, parity, shares
 from refold.report.figures.training import losses, prefixes, weights
 
@@ -28,6 +29,7 @@ __all__ = [
     "codes",
     "confusion",
     "correlation",
+    "density",
     "dictionary",
     "histograms",
     "losses",
