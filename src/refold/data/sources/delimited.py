@@ -6,7 +6,7 @@ import codecs
 import csv
 import io
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -28,19 +28,36 @@ def parse(data: bytes, delimiter: str | None) -> Table:
     """Parse delimited text, cells and names stripped of white space around them."""
     data = data.removeprefix(codecs.BOM_UTF8)
     text = decoded(data)
+    top = heading(text, delimiter)
+    wide = len(top.names)
+    notes = [f"the first line holds numbers only, so columns were named c0 to c{wide - 1}"]
+    if not top.headless:
+        notes = [f"column {i + 1} has no name and was named c{i}"
+                 for i, c in enumerate(top.cells) if not c]  # fmt: skip
+    refuse_duplicates(top.names)
+    table = _parsed(data, text, top.delimiter, top.headless, wide)
+    return arrow_table(top.names, [_retyped(c) for c in table.columns], default, notes)
+
+
+class Heading(NamedTuple):
+    """What the first line of a text says: its cells, and the names of the columns."""
+
+    delimiter: str
+    cells: list[str]
+    names: list[str]
+    headless: bool
+    """Whether that line is data, so that the names are made up."""
+
+
+def heading(text: str, delimiter: str | None) -> Heading:
+    """Read the first line that is not blank; the ``delimiter`` is what it has most of, or given."""
     delimiter = delimiter or _header_delimiter(text.lstrip("\r\n").partition("\n")[0])
     cells = [c.strip() for c in next(row for row in _rows(text, delimiter) if row)]
     # 0, 1, 2, … are what pandas writes as names of an unnamed frame; other numbers are data.
     counted = len(cells) > 2 and cells == [str(i) for i in range(len(cells))]
     headless = not counted and all(_is_number(c) for c in cells)
     names = [f"c{i}" if headless or not c else c for i, c in enumerate(cells)]
-    notes = [f"the first line holds numbers only, so columns were named c0 to c{len(cells) - 1}"]
-    if not headless:
-        notes = [f"column {i + 1} has no name and was named c{i}"
-                 for i, c in enumerate(cells) if not c]  # fmt: skip
-    refuse_duplicates(names)
-    table = _parsed(data, text, delimiter, headless, len(cells))
-    return arrow_table(names, [_retyped(c) for c in table.columns], default, notes)
+    return Heading(delimiter, cells, names, headless)
 
 
 def decoded(data: bytes) -> str:
@@ -136,8 +153,7 @@ def _retyped(column: Arrow) -> Arrow:
     """Trim text, and infer its type again if that changed it: ` 39` becomes 39, ` ?` missing."""
     if not pa.types.is_string(column.type):
         return column
-    trimmed = compute.utf8_trim_whitespace(column)
-    trimmed = compute.if_else(compute.is_in(trimmed, value_set=pa.array(MISSING)), None, trimmed)
+    trimmed = stripped(column)
     if trimmed.equals(column):
         return column
     first = trimmed.drop_null().slice(0, 1)  # a whole column that cannot be cast fails slowly
@@ -148,3 +164,9 @@ def _retyped(column: Arrow) -> Arrow:
         except pa.ArrowInvalid:
             continue
     return trimmed
+
+
+def stripped(column: Arrow) -> Arrow:
+    """Text without white space around it, missing where it is a word for that."""
+    trimmed = compute.utf8_trim_whitespace(column)
+    return compute.if_else(compute.is_in(trimmed, value_set=pa.array(MISSING)), None, trimmed)

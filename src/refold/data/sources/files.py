@@ -23,6 +23,7 @@ from refold.casting import as_arrow
 from refold.data.containers import NumPy, default
 from refold.data.sources.delimited import consistent_delimiter, decoded, parse
 from refold.data.sources.memory import array_table, arrow_table, field_table, joined, named_block
+from refold.data.sources.stored import stored_safetensors
 from refold.errors import InputError
 from refold.table import Column, Table, holds_lists
 
@@ -148,6 +149,12 @@ def _read_npy(path: Path) -> Table:
     return Table({name: block}, NumPy(name, block.dtype))
 
 
+def _read_safetensors(path: Path) -> Table:
+    stored = stored_safetensors(path)
+    name, block = named_block(stored.rows(0, stored.shape[0]))
+    return Table({name: block}, NumPy(name, block.dtype))
+
+
 def _read_npz(path: Path) -> Table:
     """Read arrays of one length; where one is named X, x or data, the others are its labels."""
     if not zipfile.is_zipfile(path):
@@ -202,6 +209,7 @@ READERS: dict[str, Callable[[Path], Table]] = {
     ".ndjson": _read_jsonl,
     ".npy": _read_npy,
     ".npz": _read_npz,
+    ".safetensors": _read_safetensors,
     ".idx": _read_idx,
     ".txt": _read_text,
 }
