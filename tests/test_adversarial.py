@@ -254,6 +254,7 @@ def started(**options):
 
 
 def test_training_equals_two_optimisers_taking_turns():
+    from refold.data.feed import shuffling
     from refold.training.fit import fit
 
     model, rows, plan = started()
@@ -269,12 +270,13 @@ def test_training_equals_two_optimisers_taking_turns():
     theirs = torch.optim.Adam(penalty.parameters(), lr=3e-3, betas=(0.5, 0.999))
     (name,) = twin.outputs
     weight, told = twin.weight(name), F.binary_cross_entropy_with_logits
-    shuffle, rates = torch.Generator().manual_seed(0), plan.rates()
+    rates = plan.rates()
     one, zero = torch.ones(32).double(), torch.zeros(32).double()
     torch.manual_seed(7)
     step = 0
     while step < plan.steps:
-        for index in torch.randperm(len(rows), generator=shuffle).split(32):
+        order = torch.randperm(len(rows), generator=shuffling(0, step // plan.steps_per_epoch))
+        for index in order.split(32):
             ours.param_groups[0]["lr"] = rates[step // plan.tick]
             theirs.param_groups[0]["lr"] = 3 * rates[step // plan.tick]
             x = rows.x[name][index]

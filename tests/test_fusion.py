@@ -35,8 +35,8 @@ INPUTS = {"a": 3, "b.c": 2, "d": 4}
 OUTPUTS = {"b.c": 2, "e": 5}
 LAYERLESS = "direct"
 EXPERTS = ("moe", "mopoe", "poe")
-SEVERAL = "ensemble"  # decodes rows of every member; tests of its own
-ALONE = sorted(n for n in fusions if not issubclass(fusions[n], Lateral) and n != SEVERAL)
+OTHERS = ("ensemble", "dictionary")  # rows of every member, and no layers; tests of their own
+ALONE = sorted(n for n in fusions if not issubclass(fusions[n], Lateral) and n not in OTHERS)
 TOWERS = sorted(name for name in fusions if issubclass(fusions[name], Towers))
 
 

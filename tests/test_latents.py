@@ -12,7 +12,9 @@ from refold.latents import (
     L1,
     Discrete,
     Flow,
+    Gated,
     Gaussian,
+    JumpReLU,
     Mixture,
     Nested,
     TopK,
@@ -82,7 +84,8 @@ def test_the_state_is_the_latent(latent):
     again.load_state_dict(latent.state_dict())
     h = hidden(latent)
     assert torch.equal(again.eval()(h).z, latent.eval()(h).z)
-    learnt = isinstance(latent, Mixture | Flow)  # its prior, or a posterior's flow
+    # A prior, a posterior's flow, thresholds, or what a gate's magnitudes have of their own.
+    learnt = isinstance(latent, Mixture | Flow | JumpReLU | Gated)
     assert bool(list(latent.parameters())) == learnt
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import refold
+from refold.recording.tape import NotReplayable, record
 from refold.training import fit as loop
 from refold.training.plan import Plan
 from refold.training.steps import Eager, Replay, choose
 from refold.training.steps.replay import suits
-from refold.training.steps.tape import NotReplayable, record
 
 RECIPES = ("dense", "pca", "sparse", "wta", "contractive", "residual", "denoising", "vae", "iwae",
            "tcvae", "infovae", "fsq", "wae", "nested", "imputation")  # fmt: skip

@@ -37,7 +37,7 @@ def pack(ae: Autoencoder) -> Saved:
     """Return everything a fitted estimator is, as plain values and tensors."""
     config: dict[str, Any] = {
         "refold": VERSION,
-        "params": {k: _plain(v) for k, v in ae.get_params(deep=False).items()},
+        "params": {k: plain(v) for k, v in ae.get_params(deep=False).items()},
         "recipe": ae.recipe_,
         "spec": dataclasses.replace(ae.spec_, ties=ties(ae.model_)).to_json(),
         "schema": ae.schema_.to_json(),
@@ -124,7 +124,7 @@ def _model(saved: Saved, ae: Autoencoder, prefix: str) -> Model:
     return model.to("cuda") if ae.device == "auto" and torch.cuda.is_available() else model
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Constructor arguments as JSON can hold them: parts in their own small language."""
     if isinstance(value, Latent):
         spec = latents.spec(value)
@@ -139,7 +139,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Field):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return value.item() if isinstance(value, np.generic) else value

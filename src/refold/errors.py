@@ -14,6 +14,17 @@ class InputWarning(UserWarning):
     """The input had to be handled: values never seen, columns absent."""
 
 
+class ProcessError(RuntimeError):
+    """A run of several processes lost one of them; the message is one clear sentence.
+
+    ``first`` says whether no other process has raised it before.
+    """
+
+    def __init__(self, message: str, *, first: bool = True) -> None:
+        super().__init__(message)
+        self.first = first
+
+
 class MissingExtraError(ImportError):
     """An optional dependency is not installed; the message holds the install command."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 from torch.utils.data import Dataset
 
-from refold import archive, inference, modelfile
+from refold import archive, inference, modelfile, processes
 from refold.assemble import Wishes
 from refold.data.containers import container, frame
 from refold.data.corruptions import Corruption, corruptions
@@ -27,6 +28,7 @@ from refold.data.pairs import is_paired, stacked
 from refold.data.schema import Override, Schema
 from refold.data.sources import read
 from refold.data.sources.memory import is_ragged
+from refold.data.streams import Stream, opened
 from refold.detection import Calibration, Detector, Evidence
 from refold.errors import InputError, InputWarning, unknown
 from refold.fusion import Lateral
@@ -36,6 +38,7 @@ from refold.latents import Discrete, Latent, latents
 from refold.learn import Course, collapsed, learn
 from refold.penalties import Penalty
 from refold.table import Table
+from refold.training.checkpoint import Checkpoints, digest, remove, tensors_of
 from refold.training.fit import Progress, Watch
 from refold.training.pretrain import LAYERWISE
 from refold.types import Batch
@@ -48,6 +51,7 @@ from refold.uses.supervise import EncoderClassifier
 from refold.uses.truncate import truncated, truncated_quality
 
 MOST = 1_000_000_000  # epochs, rows of a batch, evaluations: beyond, something was mistyped
+ELSEWHERE = ("device", "parallel", "verbose")  # arguments with which a run may go on otherwise
 NAMED = ("n_features_in_", "feature_names_in_")  # set while rows are read, before learning
 PLANNED = (
     "epochs", "batch_size", "lr", "optimizer", "schedule", "patience", "min_delta", "labelled",
@@ -120,10 +124,18 @@ class Autoencoder(Judging, TransformerMixin, BaseEstimator):
         How many rows with a known target join every batch, for tables in which few have one; not
         given: as the recipe says, else none.
     precision : "auto", "float32" or "bfloat16"
-        Number format of training; "auto" is single precision, but for recipes that say otherwise
-        and machines that are fast at it.
+        Number format of matrix products in training. "auto": bfloat16 for wide networks on
+        machines that are fast at it, for as long as held-out rows cost the same in it to 1 %, else
+        single precision; weights and sums always are.
     device : str
         ``"auto"`` takes an accelerator where there is one.
+    memory : int or str, optional
+        How much learning from files may take, in bytes or as ``"2GB"``; half of what is free where
+        not given. Rows that need more are read in parts, batch by batch, from Parquet, ``.npy``,
+        safetensors or CSV files; see ``docs/gallery``.
+    parallel : "ddp" or "fsdp"
+        How processes started by ``torchrun`` train together, each with its share of every batch:
+        each with the whole model, or with shards of it between the steps.
     seed : int
         Everything random follows from it; torch's global generator is left as it was.
     verbose : int
@@ -169,6 +181,8 @@ class Autoencoder(Judging, TransformerMixin, BaseEstimator):
         labelled: int | None = None,
         precision: str = "auto",
         device: str = "auto",
+        memory: int | str | None = None,
+        parallel: str = "ddp",
         seed: int = 0,
         verbose: int = 0,
     ) -> None:
@@ -196,6 +210,8 @@ class Autoencoder(Judging, TransformerMixin, BaseEstimator):
         self.labelled = labelled
         self.precision = precision
         self.device = device
+        self.parallel = parallel
+        self.memory = memory
         self.seed = seed
         self.verbose = verbose
 
@@ -209,13 +225,17 @@ class Autoencoder(Judging, TransformerMixin, BaseEstimator):
         inputs: Any = None,
         start: Autoencoder | None = None,
         watch: Watch | None = None,
+        checkpoint: str | Path | None = None,
+        resume: bool = False,
     ) -> Self:
         """Learn from rows; ``y`` is ignored. What was learnt before stays if this fails.
 
         ``inputs`` are the same rows as the encoder shall see them (noisy images beside the clean
         ones in ``X``); ``start`` is a fitted, shallower model whose layers are taken over;
         ``watch`` is called with the progress. A torch dataset is read whole; one of pairs gives
-        both.
+        both. ``checkpoint`` is a folder in which a run of more than half a minute keeps where it
+        stands, until the model is saved; with ``resume`` it goes on from there, given the same rows
+        and arguments, and begins anew where there is nothing.
         """
         self._check_options()
         rows = X
@@ -224,19 +244,33 @@ class Autoencoder(Judging, TransformerMixin, BaseEstimator):
             inputs = given if is_paired(X) else inputs
         before = {k: v for k, v in vars(self).items() if k in NAMED}
         try:
-            return self._fit(rows, inputs, start, watch)
+            return self._fit(
+                rows, inputs, start, watch, self._checkpoints(checkpoint, resume, start)
+            )
         except BaseException:
             for name in NAMED:
                 vars(self).pop(name, None)
             vars(self).update(before)
             raise
 
-    def _fit(self, rows: Any, inputs: Any, start: Autoencoder | None, watch: Watch | None) -> Self:
-        table = self._read(rows, fresh=True)
+    def _fit(
+        self,
+        rows: Any,
+        inputs: Any,
+        start: Autoencoder | None,
+        watch: Watch | None,
+        checkpoints: Checkpoints | None,
+    ) -> Self:
+        table = self._source(rows)
         if len(table) < 2:
             raise InputError(
                 f"got {len(table)} sample (n_samples = {len(table)}): a minimum of 2 rows is "
                 f"required to learn from; give more rows"
+            )
+        if inputs is not None and isinstance(table, Stream):
+            raise InputError(
+                "inputs were given, and the rows are read in parts, which takes no second table; "
+                "give more memory, or rows alone"
             )
         shown = None if inputs is None else self._read(inputs)
         if shown is not None and len(shown) != len(table):
@@ -252,7 +286,7 @@ class Autoencoder(Judging, TransformerMixin, BaseEstimator):
         course = self._course(start or self._started())
         watch = watch if watch is not None else self._print if self.verbose else None
         with seeded(self.seed):
-            learnt = learn(table, shown, course, self._device(), watch)
+            learnt = learn(table, shown, course, self._device(), watch, checkpoints)
         self.schema_, self.spec_, self.recipe_ = learnt.schema, learnt.spec, learnt.recipe
         self.model_, self.plan_, self.run_ = learnt.model, learnt.plan, learnt.run
         self.history_ = learnt.run.history
@@ -261,6 +295,8 @@ class Autoencoder(Judging, TransformerMixin, BaseEstimator):
         self.local_, self.members_ = learnt.local, learnt.members
         self.reasons_, self.notes_ = learnt.reasons, learnt.notes
         self.n_rows_ = len(table)
+        ended = self.run_.stopped != "interrupted"
+        self._unfinished = checkpoints.folder if checkpoints is not None and ended else None
         if self.run_.best.get("dead_units", 0) == self.spec_.size:
             warnings.warn(
                 "no unit of the code is active in any held-out row, so the model says the same of "
@@ -274,6 +310,21 @@ class Autoencoder(Judging, TransformerMixin, BaseEstimator):
         if self.run_.stopped == "interrupted":
             warnings.warn("training was interrupted: the best model so far is kept", stacklevel=3)
         return self
+
+    def _checkpoints(
+        self, folder: str | Path | None, resume: bool, start: Autoencoder | None
+    ) -> Checkpoints | None:
+        """Return the checkpoints of a fit with these arguments; None where none are kept."""
+        if folder is None:
+            if resume:
+                raise InputError("resume=True needs a folder to resume from; give checkpoint=")
+            return None
+        given = {k: v for k, v in self.get_params(deep=False).items() if k not in ELSEWHERE}
+        told = {k: json.dumps(archive.plain(v), default=str) for k, v in given.items()}
+        if start is not None:
+            check_is_fitted(start)
+            told["start"] = digest(Batch(tensors_of(start.model_), {}))
+        return Checkpoints(folder, told, resume=resume)
 
     def _started(self) -> Autoencoder | None:
         """Load the shallower model that ``pretrain`` names, unless it names a way of training."""
@@ -300,6 +351,7 @@ class Autoencoder(Judging, TransformerMixin, BaseEstimator):
             seed=self.seed,
             bfloat16=self.precision == "bfloat16",
             float32=self.precision == "float32",
+            parallel=self.parallel,
             evidence=self.evidence,
             contamination=self.contamination,
             plan={k: getattr(self, k) for k in PLANNED},
@@ -674,9 +726,18 @@ class Autoencoder(Judging, TransformerMixin, BaseEstimator):
     # ------------------------------------------------------------------ keeping
 
     def save(self, path: str | Path) -> None:
-        """Write a model folder; an existing model there is replaced in one step."""
+        """Write a model folder; an existing model there is replaced in one step.
+
+        Of several processes that fitted one model the first writes it.
+        """
         check_is_fitted(self)
+        if processes.number():
+            return
         modelfile.save(path, archive.pack(self))
+        folder: Path | None = getattr(self, "_unfinished", None)
+        if folder is not None:
+            remove(folder)
+            self._unfinished = None
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -699,6 +760,23 @@ class Autoencoder(Judging, TransformerMixin, BaseEstimator):
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "model_")
 
+    def _source(self, X: Any) -> Table | Stream:
+        """Rows to learn from: as columns, or in parts where memory would not hold them."""
+        stream = opened(X, self.memory)
+        if stream is None:
+            return self._read(X, fresh=True)
+        self._named(stream.first)
+        return stream
+
+    def _named(self, table: Table) -> None:
+        """Take note of the columns to learn."""
+        for name in NAMED:
+            if hasattr(self, name):
+                delattr(self, name)
+        self.n_features_in_ = len(table.columns)
+        if not any(isinstance(c, np.ndarray) for c in table.columns.values()):
+            self.feature_names_in_ = np.array(list(table.columns), dtype=object)
+
     def _read(self, X: Any, fresh: bool = False) -> Table:
         """Rows as columns; arrays pass scikit-learn's own checks first."""
         if isinstance(X, Table) and not fresh:
@@ -712,12 +790,7 @@ class Autoencoder(Judging, TransformerMixin, BaseEstimator):
             )
         table = X if isinstance(X, Table) else read(X)
         if fresh:
-            for name in NAMED:
-                if hasattr(self, name):
-                    delattr(self, name)
-            self.n_features_in_ = len(table.columns)
-            if not any(isinstance(c, np.ndarray) for c in table.columns.values()):
-                self.feature_names_in_ = np.array(list(table.columns), dtype=object)
+            self._named(table)
         return table
 
     def _encode(self, table: Table, absent: Collection[str] = ()) -> Batch:
@@ -816,14 +889,16 @@ class Autoencoder(Judging, TransformerMixin, BaseEstimator):
         )
 
     def _device(self) -> torch.device:
+        own = f"cuda:{processes.local()}" if processes.count() > 1 else "cuda"
         if self.device != "auto":
             try:
-                return torch.empty(0, device=self.device).device
+                device = own if self.device == "cuda" else self.device
+                return torch.empty(0, device=device).device
             except (RuntimeError, AssertionError) as error:
                 raise InputError(
                     f"the device '{self.device}' cannot be used here; use 'cpu' or 'auto'"
                 ) from error
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(own if torch.cuda.is_available() else "cpu")
 
     def _check_options(self) -> None:
         for name, hint in get_type_hints(type(self).__init__).items():
@@ -831,6 +906,8 @@ class Autoencoder(Judging, TransformerMixin, BaseEstimator):
                 raise InputError(f"{name} is {getattr(self, name)!r}; expected {expectation(hint)}")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise unknown("precision", str(self.precision), ("auto", "float32", "bfloat16"))
+        if self.parallel not in ("ddp", "fsdp"):
+            raise unknown("parallel", str(self.parallel), ("ddp", "fsdp"))
         if not 0 <= self.validation < 1:
             raise InputError(f"validation is {self.validation}; give a share in [0, 1)")
         for name in ("epochs", "batch_size", "patience", "labelled"):

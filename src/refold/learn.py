@@ -16,6 +16,7 @@ from refold.assemble import Assembly, Wishes, assemble, folded, with_roles
 from refold.backbones.tied import ties
 from refold.data.corruptions import corruptions
 from refold.data.schema import Override, Schema
+from refold.data.streams import Stream
 from refold.detection import Calibration, Detector, Evidence, Reference, evidences, ordinary
 from refold.errors import InputError, unknown
 from refold.hints import fits
@@ -26,9 +27,11 @@ from refold.recipe import Recipe, get
 from refold.spec import ModelSpec
 from refold.table import Table
 from refold.training.balance import begin
+from refold.training.checkpoint import Checkpoints
 from refold.training.fit import Run, Watch, fit
 from refold.training.machine import fast_bfloat16
 from refold.training.plan import Plan
+from refold.training.precision import Caution, pays
 from refold.training.pretrain import LAYERWISE, fit_layerwise, freeze, start_from
 from refold.training.start import (
     can_start_pca,
@@ -46,6 +49,7 @@ ORDERED = 64  # sizes of prefixes that are judged, spread over all where there a
 TENTH = 0.1  # share of rows that are not learnt from, where some are said to be anomalies
 FEW = 10  # one in so many units active, or a posterior is said to have collapsed
 SPLIT = 7_265_666  # has the draw of held-out rows differ from others of the same seed
+QUARTER = 0.25  # share of a sample that is held out at most
 SMALLEST = 20  # rows below which none are held out
 PLAIN = {"optimizer": "adamw", "min_delta": 1e-5}  # what the estimator says where the user does not
 
@@ -69,6 +73,7 @@ class Course:
     seed: int = 0
     bfloat16: bool = False
     float32: bool = False
+    parallel: str = "ddp"
     evidence: Sequence[str | Evidence] | None = None
     contamination: float | str | None = None
     plan: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -115,12 +120,60 @@ class Rows:
         return Rows(self.targets, (self.inputs or self.targets).only(names))
 
 
+@dataclass(frozen=True)
+class Material:
+    """The rows at hand: a whole table, or a sample of a stream and what tells of the rest.
+
+    Positions of rows of the table that are trained on and held out; ``rows`` are how many there are
+    to train on in all, and ``held`` the places of those held out of a stream.
+    """
+
+    table: Table
+    schema: Schema
+    train_at: NDArray[np.int64]
+    held_at: NDArray[np.int64]
+    rows: int
+    held: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: Table | Stream, course: Course) -> Material:
+        """Part the rows, and fit the schema."""
+        named, share = course.wishes.recipe, held_share(course, len(rows))
+        scales = {} if named is None else get(named).scales
+        if isinstance(rows, Table):
+            train_at, held_at = split(len(rows), share, course.seed)
+            schema = Schema.fit(rows, train_at, course.fields, scales)
+            return cls(rows, with_roles(schema, named), train_at, held_at, len(train_at), held_at)
+        found = rows.look(course.seed, course.fields)
+        few = len(found.places)
+        train_at, held_at = split(few, min(share * len(rows) / few, QUARTER), course.seed)
+        schema = with_roles(found.schema(train_at, course.fields, scales), named)
+        held = found.places[held_at]
+        train_at = np.concatenate([train_at, found.gaps])
+        return cls(found.table, schema, train_at, held_at, len(rows) - len(held), held)
+
+
 def learn(
-    table: Table, shown: Table | None, course: Course, device: torch.device, watch: Watch | None
+    source: Table | Stream,
+    shown: Table | None,
+    course: Course,
+    device: torch.device,
+    watch: Watch | None,
+    checkpoints: Checkpoints | None = None,
 ) -> Learnt:
-    """Learn from the rows of ``table``; ``shown`` holds them as the encoder shall see them."""
-    train_at, held_at = split(len(table), held_share(course, len(table)), course.seed)
-    schema = with_roles(Schema.fit(table, train_at, course.fields), course.wishes.recipe)
+    """Learn from the rows of ``source``; ``shown`` holds them as the encoder shall see them.
+
+    Of a stream, a sample of rows does for all but the training itself.
+    """
+    stream = source if isinstance(source, Stream) else None
+    if stream is not None and course.contamination:
+        raise InputError(
+            f"contamination={course.contamination} compares all rows with each other, and these "
+            f"are read in parts; leave it out, or give more memory"
+        )
+    hand = Material.of(source, course)
+    table, schema, train_at, held_at = hand.table, hand.schema, hand.train_at, hand.held_at
+    rows = hand.rows
     targets, notes = schema.encode(table)
     every = Rows(targets, None if shown is None else seen(shown, schema))
     train = every.part(train_at, device)
@@ -139,17 +192,17 @@ def learn(
             f"farthest from groups of others: contamination={course.contamination}"
         )
         train_at = train_at[kept.numpy()]
-        train = every.part(train_at, device)
-    usual = usual_training(chosen.parts, len(train_at), schema)
+        train, rows = every.part(train_at, device), len(train_at)
+    usual = usual_training(chosen.parts, rows, schema, chosen.spec.size)
     given = {k: v for k, v in course.plan.items() if v is not None and v != PLAIN.get(k)}
     bfloat16 = course.bfloat16 or (
         usual.pop("precision", "") == "bfloat16" and not course.float32 and fast_bfloat16(device)
     )
     wanted = {k: v for k, v in usual.items() if k in course.plan}
-    plan = Plan.choose(len(train_at), **{**course.plan, **wanted, **given}, last=chosen.parts.last)
+    plan = Plan.choose(rows, **{**course.plan, **wanted, **given}, last=chosen.parts.last)
     if course.plan.get("labelled") and not schema.targets:
         reasons.append("labelled has no effect: no column is a target")
-    solved = _is_solved(chosen, model, every, course)
+    solved = stream is None and _is_solved(chosen, model, every, course)
     if solved:
         plan = plan.without_steps()
         reasons.append("no training steps: the principal components are the optimum")
@@ -160,6 +213,15 @@ def learn(
         every = every.seeing(model.inputs)  # a corruption has no business with what is predicted
         train = train.seeing(model.inputs)
         held = None if held is None else held.seeing(model.inputs)
+    feed = None
+    if stream is not None:
+        reasons += [stream.reason, *unheard(chosen.parts, usual, plan)]
+        usual, plan = {**usual, "members": 1}, replace(plan, labelled=0)
+        seen_alone = None if train.inputs is None else model.inputs
+        feed = stream.feed(
+            schema, train.targets, hand.held, plan.batch_size, seed=course.seed, seen=seen_alone
+        )
+        reasons.append(feed.store.sentence)
 
     def train_on(
         model: Model,
@@ -170,9 +232,11 @@ def learn(
         said: list[str],
     ) -> Run:
         balancer = begin(course.wishes.weights, model, schema.fields, train.targets, said)
+        open_ = loop is fit and plan.steps and not (bfloat16 or course.float32)
+        caution = Caution() if open_ and pays(model, plan.batch_size, device) else None
         run = loop(
             model,
-            train.targets,
+            train.targets if feed is None else feed,
             None if held is None else held.targets,
             plan,
             inputs=train.inputs,
@@ -180,14 +244,24 @@ def learn(
             corruption=None if noise is None else corruptions.build(noise),
             seed=seed,
             bfloat16=bfloat16,
+            **({} if caution is None else {"caution": caution}),
             balancer=balancer,
+            checkpoints=checkpoints,
+            parallel=course.parallel,
             watch=watch,
         )
         if balancer is not None:
             balancer.rest()
+        if caution is not None:
+            said.append(caution.sentence())
         return run
 
-    run = train_on(model, train, held, course.seed, watch, reasons)
+    try:
+        run = train_on(model, train, held, course.seed, watch, reasons)
+    finally:
+        if feed is not None:
+            feed.close()
+            notes += feed.notes
     members: list[Model] = []
     for seed in range(course.seed + 1, course.seed + usual.get("members", 1)):
         if run.stopped == "interrupted":
@@ -201,11 +275,14 @@ def learn(
         members.append(other)
     if members:
         reasons.append(f"{len(members) + 1} models fill gaps together, with other rows held out")
+    if checkpoints is not None and (sentence := checkpoints.sentence()):
+        reasons.append(sentence)
     judged = targets.rows(torch.from_numpy(train_at if held is None else held_at))
     figures = quality(model, judged, schema, chosen.principal)
     if model.latent.ordered or solved:
         curve = prefix_curve(model, judged, schema, chosen.principal, ORDERED)
         figures = replace(figures, curve=curve)
+    fitted = targets if stream is None else None  # a part of the rows is not known again
     named = chosen.parts.evidence if course.evidence is None else course.evidence
     own = targets.rows(torch.from_numpy(train_at))
     detector = Detector.learn(
@@ -214,14 +291,14 @@ def learn(
         own,
         schema,
         setting=setting_of(course.contamination),
-        fitted=targets,
+        fitted=fitted,
     )
     if detector.setting is None and detector.known is None:
         reasons.append("so many rows are not known again: those of the fit are judged as new ones")
-    calibration = Calibration.of(model, detector, judged, schema, held is not None, fitted=targets)
+    calibration = Calibration.of(model, detector, judged, schema, held is not None, fitted=fitted)
     reference = Reference.of(targets, schema, None if held is None else judged)
     local = None
-    if chosen.parts.local and held is not None:
+    if chosen.parts.local and held is not None and stream is None:
         local = Local.of(model, targets.rows(torch.from_numpy(train_at)), judged, schema)
         figures = figures if local is None else replace(figures, filled=local.sentence())
     if solved and not detector.parts:
@@ -268,11 +345,24 @@ def collapsed(latent: Latent, run: Run) -> str | None:
     )
 
 
-def usual_training(recipe: Recipe, rows: int, schema: Schema) -> dict[str, Any]:
+def unheard(recipe: Recipe, usual: Mapping[str, Any], plan: Plan) -> list[str]:
+    """Say what is left out because rows come in parts, and a sample has to do for all of them."""
+    said = ["a sample of the rows tells scales, starts the weights and judges; all are trained on"]
+    if recipe.local:
+        said.append("gaps are not filled from rows nearby, which would have to be in memory")
+    if usual.get("members", 1) > 1:
+        said.append("one model fills gaps, not several with other rows held out")
+    if plan.labelled:
+        said.append("labelled has no effect: rows with a target come as often as all others")
+    return said
+
+
+def usual_training(recipe: Recipe, rows: int, schema: Schema, size: int) -> dict[str, Any]:
     """Return how a recipe trains where the user does not say; empty where it is as usual."""
     training = recipe.training
     entries = sum(len(schema.fields[k].sizes) for k in folded(schema))
-    return {} if training is None else dict(training(rows, entries))
+    found = {} if training is None else dict(training(rows, entries))
+    return {k: v(size) if callable(v) else v for k, v in found.items()}
 
 
 def held_share(course: Course, rows: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 
-from refold.errors import InputError, MissingExtraError
+from refold.errors import InputError, MissingExtraError, ProcessError
 
 
 def main() -> None:
@@ -21,6 +21,10 @@ def main() -> None:
     except (InputError, MissingExtraError) as error:
         complain(str(error))
         code = 2
+    except ProcessError as error:
+        if error.first:
+            complain(str(error), alone=True)
+        code = 1
     except UsageError as error:
         complain(correction(error))
         code = 2

@@ -41,7 +41,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-DATA_HELP = "table (.csv .tsv .parquet .feather .jsonl), array (.npy .npz), IDX, image folder, glob"
+DATA_HELP = (
+    "table (.csv .tsv .parquet .feather .jsonl), array (.npy .npz .safetensors), IDX, "
+    "image folder, glob"
+)
 Data = Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="folder that 'refold fit' wrote")]
 OutFile = Annotated[Path, typer.Option("--out", help="file to write; the ending says the format")]
@@ -75,6 +78,9 @@ def fit(
         list[str] | None, typer.Option(help="column to predict from the others")
     ] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="column to leave out")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="what reading and learning may take, as 2GB")
+    ] = None,
     series: Annotated[
         bool, typer.Option("--series", help="DATA is one long series, a row a step: watch it")
     ] = False,
@@ -82,6 +88,9 @@ def fit(
         list[str] | None,
         typer.Option("--set", help="key=value: lr=0.002, latent.k=8, field.COL=categorical"),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with a fit to --out that was cut off")
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -92,6 +101,8 @@ def fit(
     if series:
         if target or ignore:
             raise InputError("a series has no --target and no --ignore; leave them out")
+        if resume:
+            raise InputError("the monitor of a series cannot --resume; leave it out")
         _fit_series(
             data, out, quiet, as_json,
             monitor_arguments(
@@ -103,10 +114,13 @@ def fit(
         recipe=recipe, latent=latent, epochs=epochs, seed=seed,
         target=target or (), ignore=ignore or (), settings=settings or (),
     )  # fmt: skip
-    ae = _fitted(arguments, data, out, quiet or as_json)
+    if memory is not None:
+        arguments["memory"] = memory
+    ae = _fitted(arguments, data, out, resume, quiet or as_json)
     say(summary(ae, out), facts(ae, out), as_json=as_json, quiet=quiet)
     if ae.run_.stopped == "interrupted":
-        remark(f"interrupted: the best model so far is kept in {out}")
+        more = "; --resume goes on" if unfinished(out).is_dir() else ""
+        remark(f"interrupted: the best model so far is kept in {out}{more}")
         raise typer.Exit(130)
 
 
@@ -318,15 +332,26 @@ def recipes(as_json: Json = False) -> None:
     say(lines, names, as_json=as_json, quiet=False)
 
 
-def _fitted(arguments: dict[str, Any], data: str, out: Path, hidden: bool) -> Autoencoder:
+def unfinished(out: Path) -> Path:
+    """Folder that keeps where a fit to ``out`` stands, until it is there."""
+    return out.with_name(f"{out.name}.unfinished")
+
+
+def _fitted(
+    arguments: dict[str, Any], data: str, out: Path, resume: bool, hidden: bool
+) -> Autoencoder:
     """Read, train with a progress bar, and save."""
     from refold.data.sources import read
+    from refold.data.streams import opened as in_parts
     from refold.estimator import Autoencoder
 
-    table = read(data)
+    folder = unfinished(out)
+    if folder.is_dir() and not resume and not hidden:
+        remark(f"{folder} holds a fit that was cut off, which this one replaces; --resume goes on")
+    rows = in_parts(data, arguments.get("memory")) or read(data)
     with warnings.catch_warnings(), progress_bar("training", hidden=hidden) as watch:
         warnings.simplefilter("ignore")
-        ae = Autoencoder(**arguments).fit(table, watch=watch)
+        ae = Autoencoder(**arguments).fit(rows, watch=watch, checkpoint=folder, resume=resume)
     ae.save(out)
     return ae
 

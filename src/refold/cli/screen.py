@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
+from refold import processes
 from refold.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,16 +23,25 @@ UsageError: Any = typer.BadParameter.__mro__[1]
 """What a malformed command line raises: typer exports only this kind of it, by versions its own
 or click's."""
 
+PATIENCE = 10.0  # seconds in which a process is ended by torchrun where the first one failed
 errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
-def complain(sentence: str) -> None:
-    """Print one line to the error stream."""
+def complain(sentence: str, *, alone: bool = False) -> None:
+    """Print one line to the error stream.
+
+    Of several processes all find the same mistakes, and the first one speaks for all; another only
+    where it turns out to be ``alone``: it is ended with the first one, or else still there.
+    """
+    if processes.number() and not alone:
+        time.sleep(PATIENCE)
     errors.print(f"[red]error:[/red] {_escaped(sentence)}")
 
 
 def remark(sentence: str) -> None:
     """Print a remark about the input to the error stream."""
+    if processes.number():
+        return
     errors.print(f"[yellow]note:[/yellow] {_escaped(sentence)}")
 
 
@@ -43,7 +54,7 @@ def correction(error: Any) -> str:
 
 def say(lines: list[str], values: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
     """Print the outcome: lines for people, or one JSON object for machines."""
-    if quiet and not as_json:
+    if (quiet and not as_json) or processes.number():
         return
     text = json.dumps(_finite(values), default=str, allow_nan=False) if as_json else None
     try:
@@ -59,7 +70,7 @@ def say(lines: list[str], values: Mapping[str, Any], *, as_json: bool, quiet: bo
 @contextmanager
 def progress_bar(title: str, *, hidden: bool) -> Generator[Watch | None]:
     """Show steps, rows per second, the loss and the time left, on a terminal alone."""
-    if hidden or not sys.stderr.isatty():
+    if hidden or processes.number() or not sys.stderr.isatty():
         yield None
         return
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn

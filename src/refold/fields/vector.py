@@ -63,7 +63,7 @@ class Vector(Field):
     def fit(self, columns: Mapping[str, Column]) -> Self:
         """Learn each entry's mean, scale and range."""
         given = block(columns, self.columns[0])
-        values = given.astype(np.float64, copy=False).reshape(len(given), -1)
+        values = given.reshape(len(given), -1)
         check_size(self.columns[0], values.shape[1], self.size)
         refuse_infinite(values, tuple(f"{self.columns[0]}{i}" for i in range(values.shape[1])))
         if self.scale == "unit" or (self.scale == "auto" and given.dtype.kind == "b"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast, final
@@ -17,6 +17,7 @@ from refold.errors import InputError, unknown
 from refold.latents import Latent, latents
 from refold.latents.matched import Matched
 from refold.latents.priors import Labelled, Prior, priors
+from refold.ops.ranks import together
 from refold.penalties.base import Penalty, register
 from refold.types import Batch, Code
 
@@ -79,6 +80,7 @@ class Adversarial(Penalty):
     """
 
     matching: ClassVar[bool] = True
+    joint: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -154,8 +156,8 @@ class Adversarial(Penalty):
     ) -> dict[str, Tensor]:
         """Costs of the critics and of the encoder; in evaluation the distance from the prior."""
         latent: Latent = cast(Any, model).latent
-        z = code.z.flatten(0, -2)
-        labels = None if self.labels is None else known(batch, self.labels, code.draws)
+        z = together(code.z.flatten(0, -2))
+        labels = None if self.labels is None else together(known(batch, self.labels, code.draws))
         codes, draws = self._shown(z, labels), self._drawn(latent, z, labels)
         if not self.training:
             code.stats["critic"] = self._right(codes, draws)
@@ -178,6 +180,15 @@ class Adversarial(Penalty):
                 deceived = softplus(-self._logits(codes))
         costs["adversarial"] = deceived * self.weight
         return costs
+
+    def remembered(self) -> dict[str, Any]:
+        """Return whose turn it is, and what the critics cost in theirs."""
+        return {"turn": self._turn, "last": float(self._last)}
+
+    def remember(self, values: Mapping[str, Any]) -> None:
+        """Put it back."""
+        self._turn = values["turn"]
+        self._last = next(self.networks.parameters()).new_tensor(values["last"])
 
     def _shown(self, z: Tensor, labels: Tensor | None) -> list[Tensor]:
         """Return what critics see of codes ``[n, D]``: their part, and labels beside it."""

@@ -16,6 +16,9 @@ class Penalty(nn.Module, ABC):
 
     matching: ClassVar[bool] = False
     """Whether it pulls the distribution of codes to the latent's prior."""
+    joint: ClassVar[bool] = False
+    """Whether rows of a batch meet in it; it then takes those of all processes that share one, and
+    draws the same in each of them."""
     progress: float = 1.0
     """Share of the training run that has passed; costs with a warm-up read it while training."""
     optimizer: str | None = None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import ClassVar, final
 
 from torch import Tensor, nn
 
 from refold.errors import InputError
+from refold.ops.ranks import together
 from refold.penalties.base import Penalty, register
 from refold.types import Batch, Code
 from refold.warmup import check_warmup, ramp
@@ -37,6 +38,8 @@ class Decorrelation(Penalty):
     tensor(1.)
     """
 
+    joint: ClassVar[bool] = True
+
     def __init__(self, *, weight: float = 1.0, warmup: float = 0.0) -> None:
         super().__init__()
         if not weight >= 0:
@@ -48,7 +51,7 @@ class Decorrelation(Penalty):
     ) -> dict[str, Tensor]:
         """Mean squared correlation of two entries."""
         share = ramp(self.progress, self.warmup) if self.training else 1.0
-        cost = correlation_cost(code.z.flatten(0, -2))
+        cost = correlation_cost(together(code.z.flatten(0, -2)))
         return {"decorrelation": cost * (self.weight * share)}
 
 

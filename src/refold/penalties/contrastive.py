@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast, final
+from typing import Any, ClassVar, cast, final
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from refold.backbones.mlp import Mlp
 from refold.data.corruptions import corruptions, resolve
 from refold.errors import InputError, unknown
+from refold.ops.ranks import rank, together
 from refold.penalties.base import Penalty, register
 from refold.types import Batch, Code
 from refold.warmup import check_warmup, ramp
@@ -44,6 +45,7 @@ class Contrastive(Penalty):
     >>> Contrastive(kind="vicreg", corruption="swap(fraction=0.3)").projection
     """
 
+    joint: ClassVar[bool] = True
     head: nn.Module
 
     def __init__(
@@ -102,7 +104,7 @@ class Contrastive(Penalty):
     ) -> dict[str, Tensor]:
         """Cost of two new views."""
         share = ramp(self.progress, self.warmup) if self.training else 1.0
-        a, b = self.view(model, batch), self.view(model, batch)
+        a, b = (together(self.view(model, batch)) for _ in range(2))
         if self.kind == "ntxent":
             cost = ntxent(a, b, self.temperature)
         else:
@@ -119,7 +121,7 @@ class Contrastive(Penalty):
         """Projected codes ``[B, P]`` of the inputs, corrupted by torch's global generator."""
         held = cast(Any, model)
         device = next(iter(batch.x.values())).device
-        draw = torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
+        draw = torch.Generator(device).manual_seed(int(torch.randint(2**62, ())) + rank())
         z: Tensor = held.encode(self._corruption(batch.whole().only(held.inputs), draw))[0].z
         return self.head(z[: len(batch)].flatten(1))  # of several draws of a code the first
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from refold.errors import InputError, unknown
 from refold.latents import Latent
+from refold.ops.ranks import together
 from refold.penalties.base import Penalty, register
 from refold.types import Batch, Code
 from refold.warmup import check_warmup, ramp
@@ -49,6 +50,7 @@ class MMD(Penalty):
     """
 
     matching: ClassVar[bool] = True
+    joint: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -81,7 +83,7 @@ class MMD(Penalty):
         self, model: nn.Module, batch: Batch, code: Code, params: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Compare the codes with as many draws."""
-        z = code.z.flatten(1).float()
+        z = together(code.z.flatten(1).float())
         z = z if self.training else z[:COMPARED]
         if len(z) < 2:  # one code has no distance to others
             return {"mmd": z.sum() * 0.0}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
 from refold.errors import InputError
+from refold.ops.ranks import together
 from refold.ops.sparsity import bernoulli_kl
 from refold.penalties.base import Penalty, register
 from refold.types import Batch, Code
@@ -66,6 +67,8 @@ class ActivityKL(Penalty):
     {'kl': tensor(0.)}
     """
 
+    joint: ClassVar[bool] = True
+
     def __init__(self, *, target: float = 0.05, weight: float = 1.0, warmup: float = 0.0) -> None:
         super().__init__()
         if not 0 < target < 1:
@@ -80,5 +83,5 @@ class ActivityKL(Penalty):
         """Sum of the units' divergences."""
         share = ramp(self.progress, self.warmup) if self.training else 1.0
         exact = torch.promote_types(code.z.dtype, torch.float32)
-        mean = code.z.flatten(0, -2).mean(0, dtype=exact)
+        mean = together(code.z.flatten(0, -2)).mean(0, dtype=exact)
         return {"kl": bernoulli_kl(mean, self.target).sum() * (self.weight * share)}

@@ -15,7 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from refold.errors import InputError, unknown
 from refold.fields import Field
 from refold.likelihoods import likelihoods
 from refold.model import Model
+from refold.ops import ranks
 from refold.parts import PartSpec, Registry
 from refold.training.start import SAMPLE
 from refold.types import Batch, Code, Costs
@@ -78,6 +79,24 @@ class Balancer(ABC):
     def due(self) -> bool:
         """Whether shares move in this step."""
         return self.steps % self.every == 0
+
+    def remembered(self) -> dict[str, Any]:
+        """Return all that is kept from step to step, as plain values."""
+        return {"steps": self.steps, "shares": dict(self.shares), "own": self.kept()}
+
+    def remember(self, values: Mapping[str, Any]) -> None:
+        """Put back what :meth:`remembered` gave."""
+        self.steps = values["steps"]
+        self.shares.update(values["shares"])
+        self.keep(values["own"])
+
+    def kept(self) -> dict[str, Any]:
+        """Return what the rule itself keeps; the base keeps nothing."""
+        return {}
+
+    def keep(self, own: Mapping[str, Any]) -> None:
+        """Put back what :meth:`kept` gave."""
+        assert not own
 
     def rest(self) -> None:
         """Set every share to 1 again: beyond training the weights that stay are the weights."""
@@ -162,11 +181,13 @@ class Uncertainty(Balancer):
     def look(self, costs: Costs, code: Code | None) -> None:
         """Keep the step's costs on their device, and every so often read them."""
         for name, (value, factor) in costs.items():
-            self._recent.setdefault(name, []).append((value.detach(), factor))
+            self._recent.setdefault(name, []).append((value.detach(), factor * ranks.weight()))
         if not self.due:
             return
-        read = torch.stack(
-            [torch.stack([v * f for v, f in kept]).mean() for kept in self._recent.values()]
+        read = ranks.total(
+            torch.stack(
+                [torch.stack([v * f for v, f in kept]).mean() for kept in self._recent.values()]
+            )
         ).tolist()
         for (name, kept), value in zip(self._recent.items(), read, strict=True):
             if value < 0:
@@ -177,6 +198,16 @@ class Uncertainty(Balancer):
         means = {k: self._means[k][0] / self._means[k][1] for k in self._recent}
         self._recent = {}
         self.shares.update(self.optimum(means))
+
+    def kept(self) -> dict[str, Any]:
+        """Return the costs since shares last moved, and the running means."""
+        recent = {k: [(float(v), f) for v, f in kept] for k, kept in self._recent.items()}
+        return {"recent": recent, "means": self._means}
+
+    def keep(self, own: Mapping[str, Any]) -> None:
+        """Put them back."""
+        self._recent = {k: [(torch.tensor(v), f) for v, f in c] for k, c in own["recent"].items()}
+        self._means = {k: (total, weight) for k, (total, weight) in own["means"].items()}
 
     def judge(self, means: Mapping[str, float]) -> float:
         """Return units times the geometric mean of the cost per unit, and all other terms."""
@@ -269,7 +300,11 @@ class GradNorm(Balancer):
             return
         pulls = [_pull(costs[k], code.z) for k in self.tasks]
         values = [costs[k][0].detach() * costs[k][1] for k in self.tasks]
-        read = torch.stack([*pulls, *values]).cpu().double()
+        read = torch.stack([*pulls, *values]).double() * ranks.weight()
+        slopes, losses = read.chunk(2)
+        if ranks.current() is not None:
+            slopes, losses = ranks.total(slopes.square()).sqrt(), ranks.total(losses)
+        read = torch.cat([slopes, losses]).cpu()
         slopes, losses = read.chunk(2)
         if not read.isfinite().all():
             return  # the next evaluation says which cost it was
@@ -281,6 +316,19 @@ class GradNorm(Balancer):
         self._adam.step()
         self._logs.copy_(self._scaled(self._logs.exp()).log())
         self.shares.update(zip(self.tasks, self._logs.exp().tolist(), strict=True))
+
+    def kept(self) -> dict[str, Any]:
+        """Return the logarithms of the shares, and what their optimiser remembers."""
+        adam = self._adam.state.get(self._logs, {})
+        return {"logs": self._logs.tolist(), "adam": {k: v.tolist() for k, v in adam.items()}}
+
+    def keep(self, own: Mapping[str, Any]) -> None:
+        """Put them back."""
+        self._logs.copy_(torch.tensor(own["logs"], dtype=torch.float64))
+        for name, value in own["adam"].items():
+            step = name == "step"
+            kept = torch.tensor(value, dtype=torch.float32 if step else torch.float64)
+            self._adam.state[self._logs][name] = kept
 
     def gradient(self, slopes: Tensor, losses: Tensor) -> Tensor:
         r"""Return :math:`\partial \ell / \partial \log w`, ``[K]``, of norms and costs ``[K]``."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from refold.errors import InputError
 from refold.model import Model
+from refold.ops.ranks import whole
 from refold.types import Batch, Code
 
 TOLERANCE = 1e-4  # relative; a wrong gradient is off by far more, a right one by far less
@@ -35,7 +36,7 @@ def gradient_norms(model: nn.Module) -> dict[str, float]:
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             layer = name.rpartition(".")[0]
-            square = parameter.grad.detach().float().square().sum()
+            square = whole(parameter.grad.detach()).float().square().sum()
             squares[layer] = squares[layer] + square if layer in squares else square
     if not squares:
         return {}

@@ -6,26 +6,44 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from functools import partial
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from refold.data.corruptions import Corruption
-from refold.data.feed import Feed, Memory
+from refold.data.feed import Feed, Memory, shuffling
 from refold.errors import InputError
 from refold.fusion import Fusion
 from refold.latents import Latent, readings
 from refold.likelihoods import Likelihood
+from refold.model import Model
+from refold.ops.ranks import sharing, whole
 from refold.training.balance import Balancer
+from refold.training.checkpoint import (
+    Checkpoints,
+    Kept,
+    Remembering,
+    digest,
+    generators,
+    memories,
+    put_back,
+    remember,
+    set_generators,
+    tensors_of,
+)
 from refold.training.checks import first_broken_layer, gradient_norms
 from refold.training.machine import fitting_threads, keeping_memory
 from refold.training.plan import Plan
-from refold.training.steps import choose
+from refold.training.precision import ROWS, Caution
+from refold.training.ranks import across, join, parted
+from refold.training.revive import revive
+from refold.training.steps import Eager, Step, choose
+from refold.training.totals import Row, Totals, merged
 from refold.types import Batch, Code, Costs
 
-Row = dict[str, float]
-ROOM = 256  # costs of steps kept side by side at first
+KEY = 48  # bits of the number of a step, above which a seed stands
 DRAWS = 1024  # rows that tell of a model under a corruption that hides
 VALIDATION_ROWS = 8192  # rows in one forward pass of the evaluation
 VALIDATION_NUMBERS = 1 << 24  # and numbers, where the outputs are wider than 2,048
@@ -97,7 +115,10 @@ def fit(
     corruption: Corruption | None = None,
     seed: int = 0,
     bfloat16: bool = False,
+    caution: Caution | None = None,
     balancer: Balancer | None = None,
+    checkpoints: Checkpoints | None = None,
+    parallel: str = "ddp",
     watch: Watch | None = None,
 ) -> Run:
     """Train ``model`` in place, and leave it with the weights that did best on ``held_out``.
@@ -116,12 +137,32 @@ def fit(
     A ``balancer`` moves shares of the outputs' costs between steps. Means in the history are of the
     costs without these shares, the weight is the one in force, with its share, and ``objective`` is
     the figure of the balancer's by which the best weights are chosen in place of the held-out loss.
+
+    ``bfloat16`` rounds what matrix products meet; with ``caution`` only for as long as that makes
+    no difference to held-out rows.
+
+    ``checkpoints`` keep where the run stands, and say where it is to go on from. Processes that
+    ``torchrun`` started share every batch; with ``parallel="fsdp"`` the parameters too.
     """
     feed = train if isinstance(train, Feed) else in_memory(model, train, inputs, plan, seed)
     device = feed.device
+    ranks = join(device)
+    alone = not ranks.several
+    if not alone:
+        if plan.labelled and isinstance(feed, Memory) and feed.joining:
+            raise InputError(
+                "labelled rows that join every batch cannot be shared by several processes; leave "
+                "labelled out, or use one process"
+            )
+        ranks.begin(model)
+    given = model
+    if not alone and parallel == "fsdp":
+        model = ranks.sharded(given)
     draw = torch.Generator(device).manual_seed(seed)
     trained = cast("Trainable", model)
-    engine = choose(model, plan, device, bfloat16=bfloat16, balancer=balancer)
+    way = choose if alone else partial(Eager, ranks=ranks)
+    low = bfloat16 or caution is not None
+    engine: Step = way(model, plan, device, bfloat16=low, balancer=balancer)
     rates, tick = plan.rates(), plan.tick
     plateau, rate = plan.make_plateau(), rates[0]
     run, began, step, waited = Run(), time.perf_counter(), 0, 0
@@ -129,7 +170,7 @@ def fit(
     best: dict[str, Tensor] = {}
     anchor = 0.0  # the loss from which patience counts: small improvements add up
     lowest = 0.0  # that of the best weights
-    totals = Totals()
+    totals, done = Totals(), False
     grown = plan.steps * max((getattr(m, "warmup", 0.0) for m in model.modules()), default=0.0)
     by_batch = relaxed(model) or corruption is not None  # both may draw once for a whole batch
     portion = plan.batch_size if by_batch else portion_of(model)
@@ -147,18 +188,29 @@ def fit(
         nonlocal anchor, best, lowest, rate, waited, totals
         row: Row = {"step": float(step), "epoch": step / plan.steps_per_epoch}
         row["lr"] = rate
-        fitted, totals = totals.means(), Totals()
+        fitted, totals = totals.means(ranks), Totals()
         row |= {f"train_{k}": v for k, v in fitted.items()}
         held, figures = evaluate(model, judged, corruption, seed, judged_inputs, portion)
         row |= {f"valid_{k}": v for k, v in held.items()} | figures
+        ranks.let_go(model)
         weights = trained.weights()
         row |= {f"weight_{k}": w for k, w in weights.items() if len(weights) > 1}
         row |= {f"grad_{k}": v for k, v in gradient_norms(model).items()}
         row["seconds"] = time.perf_counter() - began
         refuse_nan(row, model, judged)
+        if caution is not None and caution.low:
+            few = judged.rows(slice(0, ROWS))
+            shown = None if judged_inputs is None else judged_inputs.rows(slice(0, ROWS))
+            full = evaluate(model, few, corruption, seed, shown, portion)[0]["loss"]
+            with torch.autocast(device.type, torch.bfloat16):
+                low = evaluate(model, few, corruption, seed, shown, portion)[0]["loss"]
+            engine.set_format(bfloat16=caution.look(step, full, low))
         figure = row["valid_loss"]
         if balancer is not None:
             figure = row["objective"] = balancer.judge(held)
+        (figure,) = ranks.sums([figure if ranks.first else 0.0])  # so that all decide alike
+        if step and isinstance(model, Model):
+            revive(model, feed.sample(), engine.forget, shuffling(seed, step))
         to_training(model)
         run.history.append(row)
         if not run.best or figure < anchor - plan.min_delta * abs(anchor):
@@ -169,7 +221,7 @@ def fit(
             run.best = row
         elif not run.best or figure < lowest:
             run.best, lowest = row, figure
-            best = {k: v.detach().clone() for k, v in model.state_dict().items()}
+            best = {k: whole(v.detach()).clone() for k, v in model.state_dict().items()}
         if plateau is not None:
             plateau.step(figure)
             rate = plateau.optimizer.param_groups[0]["lr"]
@@ -177,23 +229,100 @@ def fit(
         notify(row)
         return plan.last or plan.patience is None or waited < plan.patience
 
+    def stand() -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return where the run stands, as plain values and tensors."""
+        every = merged(ranks.gathered(totals))
+        values: dict[str, Any] = {
+            "step": step, "rate": rate, "anchor": anchor, "lowest": lowest, "waited": waited,
+            "history": run.history, "best": run.history.index(run.best), "done": done,
+            "stopped": run.stopped, "seconds": time.perf_counter() - began,
+            "plateau": None if plateau is None else plateau.state_dict(),
+            "balancer": None if balancer is None else balancer.remembered(),
+            "caution": None if caution is None else vars(caution),
+            "step_by": engine.remembered() if isinstance(engine, Remembering) else None,
+            "modules": memories(model), "totals": every.remembered(),
+        }  # fmt: skip
+        parts = {
+            "model": tensors_of(model), "best": best, "engine": engine.state(),
+            "totals": every.values, "random": generators(draw),
+        }  # fmt: skip
+        return values, {f"{p}/{k}": v for p, each in parts.items() for k, v in each.items()}
+
+    def go_on(kept: Kept) -> None:
+        """Take the run up where it stood."""
+        nonlocal anchor, began, best, done, lowest, rate, step, waited
+        known = kept.values
+        step, rate, anchor = known["step"], known["rate"], known["anchor"]
+        lowest, waited, done = known["lowest"], known["waited"], known["done"]
+        run.history, run.stopped = known["history"], known["stopped"]
+        run.best, began = run.history[known["best"]], began - known["seconds"]
+        put_back(model, kept.part("model"))
+        best = {k: v.to(device) for k, v in kept.part("best").items()}
+        engine.restore({k: v.to(device) for k, v in kept.part("engine").items()})
+        totals.remember(known["totals"], {k: v.to(device) for k, v in kept.part("totals").items()})
+        if not ranks.first:
+            totals.clear()  # the first process has them for all
+        if plateau is not None:
+            plateau.load_state_dict(known["plateau"])
+            plateau.optimizer.param_groups[0]["lr"] = rate
+        if balancer is not None:
+            balancer.remember(known["balancer"])
+        if caution is not None:
+            vars(caution).update(known["caution"])
+            engine.set_format(bfloat16=caution.low)
+        remember(model, known["modules"])
+        if isinstance(engine, Remembering) and known["step_by"] is not None:
+            engine.remember(known["step_by"])
+        engine.set_rate(rate)
+        to_training(model)
+        trained.set_progress(step // tick * tick / plan.steps)
+        set_generators(draw, kept.part("random"))
+
+    def begun() -> Kept | None:
+        """Return where the run is to go on from; None where it begins."""
+        if checkpoints is None:
+            return None
+        told = partial(digest, feed.sample(), held_out, inputs, held_inputs)
+        return ranks.agreed(partial(checkpoints.begin, told))
+
+    def keep(checkpoints: Checkpoints, wanted: Callable[[], bool]) -> None:
+        """Have the first process write a checkpoint where it wants to."""
+        if ranks.agreed(wanted):
+            values, tensors = stand()
+            if ranks.first:
+                checkpoints.write(values, tensors)
+
     def notify(row: Row | None) -> None:
-        if watch is not None:
+        if watch is not None and ranks.first:
             speed = step * plan.batch_size / max(1e-9, time.perf_counter() - began)
             watch(Progress(step, plan.steps, speed, row))
 
     memory = keeping_memory(model, plan.batch_size) if device.type == "cpu" else nullcontext()
     try:
-        with memory, fitting_threads(model, plan.batch_size):
-            trained.set_progress(0.0)
-            evaluated()
-            for clean, batch in feed.batches():
-                if step >= plan.steps:
+        folder = None if checkpoints is None else checkpoints.folder
+        threads = fitting_threads(model, plan.batch_size)
+        with memory, threads, ranks.listening(folder), across(model, ranks):
+            kept = begun()
+            if kept is None:
+                trained.set_progress(0.0)
+                evaluated()
+            else:
+                go_on(kept)
+            for clean, batch in feed.batches(step):
+                if done or step >= plan.steps:
                     break
                 if corruption is not None:
                     batch = corruption(batch, draw)
                     clean = corruption.target(clean, batch)
-                totals.add(engine.take(batch, clean), len(clean))
+                if alone:
+                    totals.add(engine.take(batch, clean), len(clean))
+                else:
+                    share = ranks.share(len(clean), (seed << KEY) + step)
+                    with sharing(share):
+                        costs = engine.take(parted(batch, share), parted(clean, share))
+                    totals.add(costs, share.count)
+                    if ranks.stopped(step):
+                        raise KeyboardInterrupt
                 step += 1
                 if step % tick == 0:
                     trained.set_progress(step / plan.steps)
@@ -201,15 +330,26 @@ def fit(
                         rate = rates[step // tick]
                         engine.set_rate(rate)
                     notify(None)
-                if (step % plan.period == 0 or step == plan.steps) and not evaluated():
+                judging = step % plan.period == 0 or step == plan.steps
+                if judging and not evaluated():
                     run.stopped = f"no improvement in {plan.patience} evaluations"
                     break
+                if checkpoints is not None and (judging or step % tick == 0):
+                    keep(checkpoints, checkpoints.due)
+            done = True
+            if checkpoints is not None:
+                keep(checkpoints, checkpoints.file.is_file)
     except KeyboardInterrupt:
         run.stopped = "interrupted"
     trained.set_progress(1.0)
     engine.close()
     for body in bodies(model):
         body.joined = 0
+    if model is not given:
+        best = best or {k: whole(v.detach()) for k, v in model.state_dict().items()}
+        model = given
+        trained = cast("Trainable", model)
+        trained.set_progress(1.0)
     if best:
         model.load_state_dict(best)
     if plan.steps == 0:
@@ -254,40 +394,6 @@ def to_training(model: nn.Module) -> None:
             still = not any(p.requires_grad for p in own) if own else still
             if still and isinstance(stack, nn.Sequential):
                 layer.eval()
-
-
-class Totals:
-    """Costs of every batch, left on the device until somebody reads them.
-
-    They are copied side by side: a scalar that outlived its step would lie between the step's large
-    tensors, and the heap would grow, page by page, for want of a free block as large as the last.
-    """
-
-    def __init__(self) -> None:
-        self.values: dict[str, Tensor] = {}
-        self.factors: dict[str, list[float]] = {}
-        self.rows = 0
-
-    def add(self, costs: Costs, rows: int) -> None:
-        """Keep a batch's costs, without waiting for the device."""
-        self.rows += rows
-        for name, (value, factor) in costs.items():
-            factors = self.factors.setdefault(name, [])
-            if not factors:
-                self.values[name] = value.new_empty(ROOM)
-            elif len(factors) == len(self.values[name]):
-                full = self.values[name]
-                self.values[name] = torch.cat([full, torch.empty_like(full)])
-            self.values[name].select(0, len(factors)).copy_(value.detach())
-            factors.append(factor * rows)
-
-    def means(self) -> Row:
-        """Mean over the rows of each term, and of their sum as ``loss``; empty without rows."""
-        means = {
-            k: float(self.values[k][: len(v)].cpu().double() @ torch.tensor(v).double()) / self.rows
-            for k, v in self.factors.items()
-        }
-        return {"loss": sum(means.values()), **means} if means else {}
 
 
 @torch.no_grad()
@@ -342,8 +448,8 @@ def evaluate(
 
 
 def portion_of(model: nn.Module) -> int:
-    """Rows in one forward pass of the evaluation of a model with outputs that wide."""
-    width = sum(m.width for m in model.modules() if isinstance(m, Likelihood))
+    """Rows in one forward pass of the evaluation of a model with outputs or a code that wide."""
+    width = sum(m.width for m in model.modules() if isinstance(m, Likelihood | Latent))
     return max(1, min(VALIDATION_ROWS, VALIDATION_NUMBERS // max(1, width)))
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from refold.backbones.tied import Layer, untie
+from refold.data.feed import Feed
 from refold.errors import InputError
 from refold.fusion import LinearPath
 from refold.model import Model
@@ -125,7 +126,7 @@ def _modules(pairs: Sequence[tuple[nn.Module, nn.Module]]) -> tuple[nn.Module, .
 
 def fit_layerwise(
     model: Model,
-    train: Batch,
+    train: Batch | Feed,
     held_out: Batch | None,
     plan: Plan,
     *,
@@ -150,7 +151,8 @@ def fit_layerwise(
     for index, phase in enumerate([*parts, Phase("all layers", model, (model,))]):
         final = index == len(parts)
         if phase.module is model and index and parts[index - 1].module is not model:
-            start_latent(model, train)  # what it first met came through layers that knew nothing
+            rows = train.sample() if isinstance(train, Feed) else train
+            start_latent(model, rows)  # what it first met came through layers that knew nothing
         if final and loosen:
             untie(model)
         steps = plan.steps - done if final else each
