@@ -874,11 +874,11 @@ import refold.cli
 
 learn, said = Autoencoder.fit, []
 
-def fit(self, X, y=None, *, watch=None):
+def fit(self, X, y=None, *, watch=None, **also):
     def told(progress):
         if progress.step and not said:
             said.append(print("under way", flush=True))
-    return learn(self, X, watch=told)
+    return learn(self, X, watch=told, **also)
 
 Autoencoder.fit = fit
 refold.cli.main()

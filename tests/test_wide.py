@@ -78,7 +78,7 @@ def test_rows_of_an_evaluation_are_fewer_where_outputs_are_wide(wide, monkeypatc
     rows = wide[1]
     assert loop.portion_of(model) == loop.VALIDATION_ROWS
     whole, _ = loop.evaluate(model, rows, None, 0)
-    monkeypatch.setattr(loop, "VALIDATION_NUMBERS", 45 * 30)
+    monkeypatch.setattr(loop, "VALIDATION_NUMBERS", (45 + model.latent.width) * 30)
     assert loop.portion_of(model) == 30
     assert loop.evaluate(model, rows, None, 0, portion=30)[0] == pytest.approx(whole, rel=1e-6)
     model.eval()  # the code's own constraint was in force

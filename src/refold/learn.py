@@ -284,7 +284,7 @@ def learn(
         figures = replace(figures, curve=curve)
     fitted = targets if stream is None else None  # a part of the rows is not known again
     named = chosen.parts.evidence if course.evidence is None else course.evidence
-    own = targets.rows(torch.from_numpy(train_at))
+    own = train.targets.to("cpu")
     detector = Detector.learn(
         [evidences.resolve(e) for e in named],
         model,
@@ -299,7 +299,7 @@ def learn(
     reference = Reference.of(targets, schema, None if held is None else judged)
     local = None
     if chosen.parts.local and held is not None and stream is None:
-        local = Local.of(model, targets.rows(torch.from_numpy(train_at)), judged, schema)
+        local = Local.of(model, own, judged, schema)
         figures = figures if local is None else replace(figures, filled=local.sentence())
     if solved and not detector.parts:
         # Held-out rows have served to judge; the closed form then takes them in as well.

@@ -209,8 +209,6 @@ def fit(
         if balancer is not None:
             figure = row["objective"] = balancer.judge(held)
         (figure,) = ranks.sums([figure if ranks.first else 0.0])  # so that all decide alike
-        if step and isinstance(model, Model):
-            revive(model, feed.sample(), engine.forget, shuffling(seed, step))
         to_training(model)
         run.history.append(row)
         if not run.best or figure < anchor - plan.min_delta * abs(anchor):
@@ -222,6 +220,8 @@ def fit(
         elif not run.best or figure < lowest:
             run.best, lowest = row, figure
             best = {k: whole(v.detach()).clone() for k, v in model.state_dict().items()}
+        if step and isinstance(model, Model):
+            revive(model, feed.sample(), engine.forget, shuffling(seed, step))
         if plateau is not None:
             plateau.step(figure)
             rate = plateau.optimizer.param_groups[0]["lr"]

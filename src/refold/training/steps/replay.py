@@ -23,6 +23,7 @@ from refold.warmup import ramp
 
 OFTEN = 20  # steps with the same costs, from which a recording of them pays
 NEVER, RECORDED, TRUSTED = "never", "recorded", "trusted"  # stages of a recording
+BUSY = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.RNNBase)
 WORTH = 2e10  # floating-point operations of a step; where there are more, what is saved is nothing
 
 
@@ -222,11 +223,15 @@ class Replay(Step):
         before.restore(self.model)
         for own, given in zip(found.inputs, rows, strict=True):
             own.copy_(given)
-        with torch.inference_mode():
-            found.run()
+        try:
+            with torch.inference_mode():
+                found.run()
+        except RuntimeError:  # a kernel that does something else where no gradient is asked for
+            found.trusted = False
         again = [*self.flat.gradients, *(v for v, _ in found.costs.values())]
         mine = State.of(self.model)
-        found.trusted = all(map(close, [*plain, *after.tensors], [*again, *mine.tensors]))
+        agree = all(map(close, [*plain, *after.tensors], [*again, *mine.tensors]))
+        found.trusted = found.trusted is None and agree
         for own, value in zip(self.flat.gradients, plain, strict=False):
             own.copy_(value)
         after.restore(self.model)
@@ -309,15 +314,11 @@ def suits(model: nn.Module, plan: Plan, device: torch.device) -> bool:
     """Whether a model's step is small, and the same from the first to the last.
 
     Bodies that count their steps change what is called; a penalty with networks of its own has
-    another optimiser; convolutions do too much for the rest to matter.
+    another optimiser; convolutions and cells do too much for the rest to matter.
     """
-    if (
-        not isinstance(model, Model)
-        or device.type != "cpu"
-        or plan.optimizer.name not in ELEMENTWISE
-    ):
+    if not isinstance(model, Model) or device.type != "cpu":
         return False
-    busy = any(isinstance(m, nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d) for m in model.modules())
+    busy = any(isinstance(m, BUSY) for m in model.modules())
     apart = any(True for penalty in model.penalties for _ in penalty.parameters())
     operations = 6 * plan.batch_size * sum(p.numel() for p in model.parameters())
     counting = isinstance(model.fusion, Lateral) or model.fusion.constrained
