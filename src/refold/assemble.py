@@ -29,7 +29,7 @@ Hidden: TypeAlias = tuple[int | Mapping[str, Any], ...]
 CorruptionWish: TypeAlias = str | Corruption | Sequence[str | Corruption] | None
 LARGEST = 1_000_000  # numbers in a code; beyond, something was mistyped
 TOKEN = 8  # numbers that a token of a text counts for
-ENOUGH, WORK = 20_000, 1e10  # rows, and their products, that tell principal components
+ENOUGH, WORK = 10_000, 5e9  # rows, and their products, that tell principal components
 LARGE = 2000  # pixels above which an image is convolved without being asked
 APART = (Gaussian, L1, Plain, WinnerTakeAll, ActivityL1, Contractive)
 """Latents and penalties that treat a code in parts as they treat it as a whole."""

@@ -367,11 +367,15 @@ class Autoencoder(Judging, TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         self._refuse_skips("embedded")
-        rows = self._encode(self._read(X))
+        table = self._read(X)
         if indices:
             self._refuse_continuous()
+            rows = self._encode(table)
             return inference.indices(self.model_, rows, self.schema_).numpy()
-        return inference.embed(self.model_, rows, self.schema_).float().numpy()
+        codes = self._by_portions(
+            table, lambda rows: inference.embed(self.model_, rows, self.schema_)
+        )
+        return codes.float().numpy()
 
     @torch.inference_mode()
     def inverse_transform(self, X: Any) -> Any:

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock, local
+from typing import final
 
 import torch
 from torch import Tensor
 
 from refold.data.schema import Schema
+from refold.fields import Numeric, Vector
 from refold.model import Model, Output
 from refold.recording.recording import Recording
+from refold.table import Table
 from refold.types import Batch
 
 PORTION = 1024
 SMALL = 64
 WIDE = 8192  # numbers of a code from which portions stay small
-LARGE, MANY = 4096, 4  # rows of a portion where many are, and how many portions that takes
+LARGE, MANY = 8192, 2  # rows of a portion where many are, and how many portions that takes
 
 
 def guard(rows: Batch, schema: Schema) -> Batch:
@@ -67,9 +70,36 @@ def outputs(model: Model, rows: Batch, schema: Schema) -> Iterator[tuple[Output,
         yield model(guard(part, schema).to(device), target), count
 
 
+@final
+class Pending:
+    """Rows of a table that are encoded when they are asked for, so that they are never all there.
+
+    ``remarked`` says whether any had something to remark on.
+    """
+
+    def __init__(self, table: Table, schema: Schema) -> None:
+        self.table, self.schema, self.remarked = table, schema, False
+
+    @classmethod
+    def suits(cls, table: Table, schema: Schema, model: Model) -> bool:
+        """Whether there are many rows, of plain numbers, which are the same in any portion."""
+        plain = all(isinstance(f, Numeric | Vector) for f in schema.fields.values())
+        here = model.fusion.last_bias().device.type == "cpu" and model.latent.size <= WIDE
+        return plain and here and len(table) >= MANY * LARGE
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def rows(self, at: slice) -> Batch:
+        """Encode some."""
+        part, notes = self.schema.encode(self.table.part(at))
+        self.remarked |= bool(notes)
+        return part
+
+
 @torch.inference_mode()
 def each(
-    work: Callable[[Output, int], Tensor], model: Model, rows: Batch, schema: Schema
+    work: Callable[[Output, int], Tensor], model: Model, rows: Batch | Pending, schema: Schema
 ) -> Tensor:
     """Do ``work`` on the outputs of all rows, portion by portion, and join what it gives.
 
@@ -88,14 +118,14 @@ def each(
 
 
 def shared(
-    work: Callable[[Batch, int], Tensor], rows: Batch, device: torch.device, width: int
+    work: Callable[[Batch, int], Tensor], rows: Batch | Pending, device: torch.device, width: int
 ) -> Tensor:
     """Join what ``work`` gives for portions, of which threads take turns where there are many.
 
     ``width`` is that of the code; portions of wide ones are no larger than where rows are few.
     """
     threads = torch.get_num_threads() if device.type == "cpu" else 1
-    if len(rows) < MANY * LARGE or width > WIDE:
+    if isinstance(rows, Batch) and (len(rows) < MANY * LARGE or width > WIDE):
         return torch.cat([work(part, count) for part, count in portions(rows)])
     own = local()
     result: list[Tensor] = []
@@ -105,9 +135,11 @@ def shared(
         part, count = filled(rows.rows(slice(at, at + LARGE)), LARGE)
         with torch.inference_mode():
             if device.type == "cpu":
-                if not hasattr(own, "recorded"):
-                    own.recorded = Recording(lambda given: work(part.with_tensors(given), LARGE))
-                value = own.recorded(part.tensors())[:count]
+                known: dict[tuple[str, ...], Recording] = own.__dict__.setdefault("known", {})
+                seen = tuple(k for k, there in part.observed.items() if there is not None)
+                if seen not in known:
+                    known[seen] = Recording(lambda given: work(part.with_tensors(given), LARGE))
+                value = known[seen](part.tensors())[:count]
             else:
                 value = work(part, count)
             with made:
@@ -129,7 +161,7 @@ def shared(
 
 
 @torch.inference_mode()
-def embed(model: Model, rows: Batch, schema: Schema) -> Tensor:
+def embed(model: Model, rows: Batch | Pending, schema: Schema) -> Tensor:
     """Codes of all rows, ``[n, D]``, tokens flattened."""
     model.eval()
     device = model.fusion.last_bias().device

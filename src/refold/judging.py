@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
 
 from refold import inference
 from refold.data.containers import frame
@@ -19,6 +20,7 @@ from refold.detection import Calibration, Detector, Drift, Reference, Rule, caus
 from refold.detection.two_samples import chosen
 from refold.errors import InputError, InputWarning
 from refold.hints import fits
+from refold.inference import Pending
 from refold.model import Model
 from refold.table import Table
 from refold.types import Batch
@@ -45,6 +47,25 @@ class Judging(ABC):
     def _encode(self, table: Table, absent: Collection[str] = ()) -> Batch:
         """Rows as tensors."""
 
+    def _by_portions(
+        self, table: Table, work: Callable[[Batch | Pending], Tensor], *, whole: bool = False
+    ) -> Tensor:
+        """Do ``work`` on rows as tensors; plain numbers of many rows are encoded on the way.
+
+        What there is to remark on, or to refuse, is said of the ``whole`` table.
+        """
+        if whole or not Pending.suits(table, self.schema_, self.model_):
+            return work(self._encode(table))
+        rows = Pending(table, self.schema_)
+        try:
+            found = work(rows)
+        except InputError:
+            self._encode(table)
+            raise
+        if rows.remarked:
+            self._encode(table)
+        return found
+
     def score_samples(self, X: Any) -> NDArray[np.float64]:
         """How normal each row is, ``[n]``; higher is more normal.
 
@@ -54,8 +75,12 @@ class Judging(ABC):
         there.
         """
         check_is_fitted(self)
-        rows = self._encode(self._read(X))
-        return -judge.scores(self.model_, self.detector_, rows, self.schema_).numpy()
+        found = self._by_portions(
+            self._read(X),
+            lambda rows: judge.scores(self.model_, self.detector_, rows, self.schema_),
+            whole=bool(self.detector_.parts),
+        )
+        return -found.numpy()
 
     def score(self, X: Any, y: Any = None) -> float:
         """Mean of :meth:`score_samples`, so that a search can maximise it."""

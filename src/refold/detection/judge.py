@@ -79,9 +79,12 @@ class Rule:
 
 
 @torch.inference_mode()
-def scores(model: Model, detector: Detector, rows: Batch, schema: Schema) -> Tensor:
-    """How unusual each row is, ``[n]`` in double precision."""
-    detector = detector.facing(rows)
+def scores(
+    model: Model, detector: Detector, rows: Batch | inference.Pending, schema: Schema
+) -> Tensor:
+    """How unusual each row is, ``[n]`` in double precision; with evidence, of rows at hand."""
+    if isinstance(rows, Batch):
+        detector = detector.facing(rows)
 
     def work(output: Output, count: int) -> Tensor:
         return detector.score(output)[:count].double().cpu()

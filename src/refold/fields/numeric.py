@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self, final
+from typing import Any, ClassVar, Self, TypeAlias, TypeVar, final
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +20,13 @@ from refold.table import Arrow, Column, compute
 
 FAR = 1e6  # standard deviations; squares of more would leave single precision
 FAR_OUT = 10.0  # standard deviations beyond the training range that are remarked on
-TILE = 1 << 16  # numbers that are scaled at a time: half a megabyte, which stays in cache
+TILE = 1 << 18  # numbers that are scaled at a time: two megabytes, which stay in cache
+NEAR = 8.0  # deviations from zero of a mean, from which single precision would lose digits
 MANY = 1 << 21  # numbers from which threads share them
+
+T = TypeVar("T")
+Pooling: TypeAlias = Callable[[NDArray[np.float64], NDArray[np.float64]], bool]
+"""Whether columns of these least and largest values are in one unit."""
 
 
 @final
@@ -100,23 +105,33 @@ class Scale:
     high: NDArray[np.float64]
 
     @classmethod
-    def of(cls, values: NDArray[Any], pooled: bool = False) -> Scale:
-        """Learn from ``values`` ``[n, E]``, NaN where missing; ``pooled`` shares one deviation."""
+    def of(cls, values: NDArray[Any], pooled: bool | Pooling = False) -> Scale:
+        """Learn from ``values`` ``[n, E]``, NaN where missing.
+
+        ``pooled`` shares one deviation, or says from the least and largest of the columns whether.
+        """
         whole = bool(np.isfinite(values.sum(dtype=np.float64)))
         seen = None if whole else np.isfinite(values)  # what is infinite is refused later
         count = np.float64(len(values)) if seen is None else np.maximum(seen.sum(0), 1)
         mean = (values if seen is None else np.where(seen, values, 0.0)).sum(0, np.float64) / count
-        squares = np.zeros(values.shape[1])
-        low, high = np.full(values.shape[1], np.inf), np.full(values.shape[1], -np.inf)
-        for at in tiles(values):
-            centred = values[at] - mean
-            if seen is not None:
-                centred[~seen[at]] = 0.0
-            squares += np.einsum("ij,ij->j", centred, centred)
-            np.minimum(low, centred.min(0), out=low)
-            np.maximum(high, centred.max(0), out=high)
-        variance = squares / count
-        if pooled:
+
+        def work(begin: int, end: int) -> tuple[NDArray[np.float64], ...]:
+            """Sums of squares, least and largest of the rows from ``begin`` to ``end``."""
+            squares = np.zeros(values.shape[1])
+            low, high = np.full(values.shape[1], np.inf), np.full(values.shape[1], -np.inf)
+            for at in tiles(values, begin, end):
+                centred = values[at] - mean
+                if seen is not None:
+                    centred[~seen[at]] = 0.0
+                squares += np.einsum("ij,ij->j", centred, centred)
+                np.minimum(low, centred.min(0), out=low)
+                np.maximum(high, centred.max(0), out=high)
+            return squares, low, high
+
+        squares, lows, highs = zip(*by_threads(work, values), strict=True)
+        low, high = np.min(lows, axis=0), np.max(highs, axis=0)
+        variance = np.sum(squares, axis=0) / count
+        if pooled(low + mean, high + mean) if callable(pooled) else pooled:
             variance = np.full_like(variance, variance.mean())
         std = np.sqrt(variance)
         # Rounding leaves a constant column of large values a deviation that is not quite zero.
@@ -177,6 +192,16 @@ def only_whole(values: NDArray[np.float64]) -> bool:
     return some
 
 
+def by_threads(work: Callable[[int, int], T], values: NDArray[Any]) -> list[T]:
+    """Do ``work`` on rows from one number to another, in parts that threads share where many."""
+    threads = torch.get_num_threads() if values.size > MANY else 1
+    marks = [len(values) * i // threads for i in range(threads + 1)]
+    if threads == 1:
+        return [work(0, len(values))]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, marks[:-1], marks[1:]))
+
+
 def tiles(values: NDArray[Any], begin: int = 0, end: int | None = None) -> Iterator[slice]:
     """Slices of rows that stay in cache, of all rows or of those from ``begin`` to ``end``."""
     last = len(values) if end is None else end
@@ -228,16 +253,19 @@ def scaled(
 ) -> Encoded:
     r"""Numbers ``[n, K]`` as :math:`x = (v - \bar v) / s`, 0 where missing.
 
-    Computed in float64 and kept within what single precision can square, a tile at a time, so that
+    Computed in float64, or in single precision where the values have no more and lie around zero,
+    and kept within what single precision can square, a tile at a time, so that
     nothing but the result is as large as the values; threads share the rows where there are many.
     Raises :class:`InputError` for infinity; remarks on columns with values far outside the training
     range, ``low`` to ``high``.
     """
     centre, scale, least, most = (np.asarray(v, np.float64) for v in (mean, std, low, high))
+    if values.dtype == np.float32 and (np.abs(centre) <= NEAR * scale).all():
+        centre, scale = centre.astype(np.float32), scale.astype(np.float32)
     near = (least - FAR_OUT).max(initial=-np.inf), (most + FAR_OUT).min(initial=np.inf)
     x = np.empty(values.shape, np.float32)
 
-    def work(begin: int, end: int) -> tuple[NDArray[np.int64], NDArray[np.bool_] | None]:
+    def work(begin: int, end: int) -> tuple[NDArray[np.int64], NDArray[np.bool_] | None, int]:
         """Scale the rows from ``begin`` to ``end``; return how many are far, and what is there."""
         seen: NDArray[np.bool_] | None = None
         far = np.zeros(values.shape[1], np.int64)
@@ -257,23 +285,17 @@ def scaled(
             x[at] = part
         if seen is not None:
             x[begin:end][~seen] = 0.0
-        return far, seen
+        return far, seen, end - begin
 
-    threads = torch.get_num_threads() if values.size > MANY else 1
-    marks = [len(values) * i // threads for i in range(threads + 1)]
-    if threads == 1:
-        found = [work(0, len(values))]
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            found = list(pool.map(work, marks[:-1], marks[1:]))
+    found = by_threads(work, values)
     mask: Tensor | None = None
-    if any(seen is not None for _, seen in found):
+    if any(seen is not None for _, seen, _ in found):
         parts = [
-            np.ones((end - begin, values.shape[1]), bool) if seen is None else seen
-            for (_, seen), begin, end in zip(found, marks[:-1], marks[1:], strict=True)
+            np.ones((rows, values.shape[1]), bool) if seen is None else seen
+            for _, seen, rows in found
         ]
         mask = torch.from_numpy(np.concatenate(parts))
-    far = np.sum([far for far, _ in found], axis=0)
+    far = np.sum([far for far, _, _ in found], axis=0)
     return Encoded(torch.from_numpy(x), mask, remarks_on_far(far, names))
 
 

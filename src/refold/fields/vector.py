@@ -73,8 +73,9 @@ class Vector(Field):
                 f"field '{self.columns[0]}' is to be scored as probabilities (bernoulli), that lie "
                 f"in [0, 1] as they are given; add scale='unit'"
             )
-        pooled = self.scale == "pooled" or (self.scale == "auto" and same_unit(values))
-        scale = Scale.of(values, pooled)
+        missing = bool(np.isnan(values).any())
+        open_ = self.scale == "auto" and values.shape[1] >= 16 and not missing
+        scale = Scale.of(values, same_unit if open_ else self.scale == "pooled")
         scale = scale.unit() if self.scale == "centred" else scale
         return replace(
             self,
@@ -82,7 +83,7 @@ class Vector(Field):
             std=tuple(scale.std.tolist()),
             low=tuple(scale.low.tolist()),
             high=tuple(scale.high.tolist()),
-            missing=bool(np.isnan(values).any()),
+            missing=missing,
             dtype=str(given.dtype),
             whole=only_whole(values),
         )
@@ -174,11 +175,8 @@ def check_width(name: str, found: int, expected: int) -> None:
         )
 
 
-def same_unit(values: NDArray[np.float64]) -> bool:
+def same_unit(low: NDArray[np.float64], high: NDArray[np.float64]) -> bool:
     """Whether most columns share one smallest and many one largest value, as pixels do."""
-    if values.shape[1] < 16 or np.isnan(values).any():
-        return False
-    low, high = values.min(0), values.max(0)
     span = high.max() - low.min()
     at_floor = (low <= low.min() + 0.01 * span).mean()
     at_ceiling = (high >= high.max() - 0.1 * span).mean()

@@ -41,10 +41,12 @@ def pays(x: Tensor, columns: int) -> bool:
     return single and 2.0 * x.numel() * columns >= LEAST and onednn_is_faster()
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, after: str = "none") -> Tensor:
     r"""Linear map of rows by oneDNN, :math:`x W^\top + b`, ``[m, n]``; without autograd.
+
+    ``after`` names an activation that it applies on the way, such as ``"relu"``.
 
     >>> linear(torch.ones(1, 2), torch.ones(3, 2), torch.zeros(3))
     tensor([[2., 2., 2.]])
     """
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, after, [], "")

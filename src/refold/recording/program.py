@@ -26,6 +26,8 @@ QUICK: dict[Any, Callable[..., Any]] = {
     aten.exp.out: torch.exp,
 }
 """Torch's own bindings of some, which cost a microsecond less a call."""
+PRODUCTS = (aten.addmm.default, aten.mm.default)
+RECTIFIED = (aten.relu.default, aten.relu_.default)
 COPIES = (aten._to_copy.default, aten.clone.default)  # pyright: ignore[reportPrivateUsage]
 
 
@@ -78,8 +80,10 @@ class _Builder:
             whole = self.tape.tensors[call.outs[0].number]
             if call.single and whole.numel() == value.numel() and same_layout(value, target):
                 self.wanted.setdefault(self._address(result), target)
+        followed = self._followed()
         for i, call in enumerate(self.tape.calls):
-            self._write(call)
+            if i - 1 not in followed:
+                self._write(call, followed.get(i))
             self._release(i)
         out: list[Tensor] = []
         for result, target in zip(results, targets, strict=True):
@@ -112,8 +116,21 @@ class _Builder:
         fixed = self.fixed.get(ref.number)
         return f"t{ref.number}" if fixed is None else self._name(fixed)
 
-    def _write(self, call: Any) -> None:
-        """Work a view out, or write a line."""
+    def _followed(self) -> dict[int, Any]:
+        """Products that are rectified at once, and needed for nothing else: by number, what is."""
+        calls, found = self.tape.calls, dict[int, Any]()
+        for i, call in enumerate(calls[:-1]):
+            after = calls[i + 1]
+            first = call.outs[0]
+            alone = self.last.get(self._address(first)) == i + 1
+            ours = after.op in RECTIFIED and after.args == (first,) and not after.kwargs
+            free = not {self._address(o) for o in (first, *after.outs)} & set(self.wanted)
+            if ours and free and (alone or after.op is aten.relu_.default) and self._operands(call):
+                found[i] = after
+        return found
+
+    def _write(self, call: Any, after: Any = None) -> None:
+        """Work a view out, or write a line; ``after`` rectifies what a product gives."""
         refs: list[Ref] = []
         mapped(refs.append, (call.args, call.kwargs), Ref)
         fixed = all(r.number in self.fixed for r in refs)
@@ -136,8 +153,8 @@ class _Builder:
             (out,) = call.outs
             self.fixed[out.number] = self._memory(out)
             self.lines.append(f"{self._value(out)}.copy_({self._value(call.args[0])})")
-        elif (product := self._product(call)) is not None:
-            (out,) = call.outs
+        elif (product := self._product(call, after)) is not None:
+            (out,) = call.outs if after is None else after.outs
             if self._address(out) in self.wanted:
                 self.fixed[out.number] = self._memory(out)
                 self.lines.append(f"{self._value(out)}.copy_({product})")
@@ -154,19 +171,37 @@ class _Builder:
             outs = ", ".join(f"{k}={self._value(o)}" for k, o in zip(names, call.outs, strict=True))
             self._call(call, op, outs)
 
-    def _product(self, call: Any) -> str | None:
+    def _operands(self, call: Any) -> tuple[Ref, Ref, Ref | None, bool] | None:
+        """Rows, weight and bias of a product that is for oneDNN, and whether it turns the weight.
+
+        None where it is none, or where oneDNN would not be faster.
+        """
+        if call.kwargs or call.op not in (aten.linear.default, *PRODUCTS):
+            return None
+        turns = call.op is aten.linear.default  # as it is where no gradient is asked for
+        given: list[Any] = list(call.args) if turns else [*call.args[-2:], *call.args[:-2]]
+        x, weight, bias = given[0], given[1], given[2] if len(given) > 2 else None
+        columns = self._tensor(weight).shape[0 if turns else 1]
+        plain = bias is None or self._tensor(bias).dim() == 1
+        pays = plain and products.pays(self._tensor(x), columns)
+        return (x, weight, bias, turns) if pays else None
+
+    def _product(self, call: Any, after: Any) -> str | None:
         """Write a product of two matrices for oneDNN, where that is faster."""
-        if call.op not in (aten.addmm.default, aten.mm.default) or call.kwargs:
+        found = self._operands(call)
+        if found is None:
             return None
-        *bias, x, weight = call.args
-        rows, other = self.tape.tensors[x.number], self.tape.tensors[weight.number]
-        known = bias and self.tape.tensors[bias[0].number].dim() != 1
-        if known or not products.pays(rows, other.shape[1]):
-            return None
+        x, weight, bias, turns = found
         fixed = self.fixed.get(weight.number)
-        turned = f"{self._value(weight)}.t()" if fixed is None else self._name(fixed.t())
-        added = self._value(bias[0]) if bias else "None"
-        return f"{self._name(products.linear)}({self._value(x)}, {turned}, {added})"
+        turned = self._value(weight)
+        if not turns:
+            turned = f"{turned}.t()" if fixed is None else self._name(fixed.t())
+        added = "None" if bias is None else self._value(bias)
+        then = "" if after is None else ", 'relu'"
+        return f"{self._name(products.linear)}({self._value(x)}, {turned}, {added}{then})"
+
+    def _tensor(self, ref: Ref) -> Tensor:
+        return self.tape.tensors[ref.number]
 
     def _same(self, out: Ref, refs: list[Ref]) -> None:
         """Have what a call gave back be the argument it changed."""

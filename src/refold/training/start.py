@@ -20,6 +20,7 @@ from refold.types import Batch
 KEEP = 0.9  # share of the variance that a chosen code size lets PCA keep
 WIDEST = 64  # largest code chosen without being asked
 SAMPLE = 20_000  # rows that are enough to judge a spectrum
+TILE = 512  # rows whose squares are summed at a time
 ENOUGH = 1024  # rows that are enough to judge a mean
 
 
@@ -112,8 +113,7 @@ def baseline(head: Likelihood, x: Tensor, observed: Tensor | None) -> Tensor:
     elif isinstance(head, Location) and not head.contextual:
         # Densities of numbers have no zero; half the variance is their cost in any unit.
         marginal = head.marginal(x, observed)[: head.entries]
-        cells = (x.flatten(1) - marginal).double().square() * 0.5
-        cells = cells if observed is None else cells.masked_fill(~observed, 0.0)
+        return half_variance(x.flatten(1), marginal, observed)
     else:
         params, costs = head.marginal(x, observed), list[Tensor]()
         size = max(1, MOST // len(params))
@@ -124,6 +124,17 @@ def baseline(head: Likelihood, x: Tensor, observed: Tensor | None) -> Tensor:
         cells = torch.cat(costs)
     seen = len(x) if observed is None else observed.sum(0).clamp_min(1)
     return cells.sum(0) / seen
+
+
+def half_variance(x: Tensor, centre: Tensor, observed: Tensor | None) -> Tensor:
+    """Half the mean squared distance ``[E]`` of what was observed to a centre."""
+    total = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
+    for start in range(0, len(x), TILE):
+        part = x[start : start + TILE] - centre
+        if observed is not None:
+            part = part.masked_fill(~observed[start : start + TILE], 0.0)
+        total += part.square_().sum(0, dtype=torch.float64)
+    return 0.5 * total / (len(x) if observed is None else observed.sum(0).clamp_min(1))
 
 
 @torch.no_grad()
