@@ -345,7 +345,7 @@ def test_principal_components_of_wide_single_precision_rows_are_those_of_double(
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3000, 20, generator=generator) @ torch.randn(20, 300, generator=generator) + 5
     x += 0.1 * torch.randn(3000, 300, generator=generator)
-    ours, exact = principal_components(x), principal_components(x.double())
+    ours, exact = principal_components(x, exact=False), principal_components(x)
     assert float((ours.variance - exact.variance).abs().max()) < 1e-6 * float(exact.variance[0])
     span = ours.axes[:, :20].T @ exact.axes[:, :20]
     assert float(torch.linalg.svdvals(span).min()) > 1 - 1e-6

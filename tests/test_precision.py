@@ -90,3 +90,7 @@ def test_narrow_networks_and_plain_machines_stay_in_single_precision(monkeypatch
     assert precision.pays(model, 10**9, CPU)
     monkeypatch.setattr(precision, "fast_bfloat16", lambda device: False)
     assert not precision.pays(model, 10**9, CPU)
+
+
+def test_a_run_that_ends_before_the_first_look_says_so():
+    assert Caution().sentence() == "single precision, as where the run began"

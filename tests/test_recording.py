@@ -185,3 +185,20 @@ def test_what_is_wrong_with_one_of_many_rows_is_said_of_the_table(named):
     if named:  # of an array, scikit-learn's own check says so first
         with pytest.raises(InputError, match="row 16500"):
             ae.score_samples(given(broken))
+
+
+def test_a_part_of_a_result_is_not_written_where_the_whole_would_not_fit():
+    eye, flat = torch.eye(4), torch.zeros(60)
+    given = torch.randn(10, 4)
+
+    def work():
+        whole = given @ eye
+        part = whole[:5]
+        part.mul_(2)
+        return [part]
+
+    tape, results = record(work)
+    run, _ = program(tape, {}, results, [flat[:20].view(5, 4)])
+    run()
+    assert torch.equal(flat[:20].view(5, 4), given[:5] * 2)
+    assert not flat[20:].any()

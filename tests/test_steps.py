@@ -12,6 +12,7 @@ from refold.training import fit as loop
 from refold.training.plan import Plan
 from refold.training.steps import Eager, Replay, choose
 from refold.training.steps.replay import suits
+from refold.types import Batch
 
 RECIPES = ("dense", "pca", "sparse", "wta", "contractive", "residual", "denoising", "vae", "iwae",
            "tcvae", "infovae", "fsq", "wae", "nested", "imputation")  # fmt: skip
@@ -184,3 +185,41 @@ def test_models_whose_steps_change_are_not_recorded():
     assert not suits(ladder, plan, cpu)
     assert not suits(adversarial, plan, cpu)
     assert not suits(dense, Plan.choose(330, optimizer="adafactor"), cpu)
+
+
+def test_parts_from_elsewhere_are_stepped_plainly():
+    model, _ = made_model()
+    plan = Plan.choose(330)
+    assert suits(model, plan, torch.device("cpu"))
+    model.latent = Meddling(model.latent, lambda: 1.0)
+    assert not suits(model, plan, torch.device("cpu"))
+
+
+def test_a_batch_of_which_a_part_is_the_clean_one_is_another_kind_of_batch():
+    model, rows = made_model()
+    twin, _ = made_model()
+    plan = Plan.choose(330, batch_size=330, optimizer="sgd")
+    step = Replay(model, plan, torch.device("cpu"))
+    plain = Eager(twin, plan, torch.device("cpu"))
+    noisy = Batch({k: v + 1.0 for k, v in rows.x.items()}, rows.observed)
+    same = Batch(dict(rows.x), dict(rows.observed))
+    for seen in (same, noisy, noisy, same, noisy, same, noisy):
+        mine, other = step.take(seen, rows), plain.take(seen, rows)
+        for name, (value, _) in other.items():
+            assert float(mine[name][0]) == pytest.approx(float(value), rel=1e-5)
+
+
+def test_numbers_that_parameters_share_are_no_moments():
+    from refold.training.steps.flat import Flat
+
+    for optimizer in ("nadam", "asgd"):
+        given = [torch.nn.Parameter(torch.tensor(2.0)), torch.nn.Parameter(torch.ones(3))]
+        plan = Plan.choose(330, optimizer=optimizer)
+        flat = Flat(given, plan)
+        for gradient in flat.gradients:
+            gradient.fill_(0.5)
+        flat.step()
+        kept = {k: v.clone() for k, v in flat.state().items()}
+        flat.restore(kept)
+        for name, value in flat.state().items():
+            assert torch.equal(value, kept[name]), name

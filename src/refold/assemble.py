@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+import torch
+
 from refold.backbones import backbones
 from refold.data.corruptions import Corruption, corruptions, resolve
 from refold.data.schema import Schema
@@ -89,7 +91,7 @@ def assemble(schema: Schema, rows: Batch, wishes: Wishes) -> Assembly:
     linear = () in (wishes.hidden, recipe.hidden)  # where they may be the model itself
     seen = rows if linear else spread(rows, sum(heads[k].width for k in shown))
     principal = principal_components(
-        design({k: heads[k] for k in shown if k not in texts}, seen)
+        design({k: heads[k] for k in shown if k not in texts}, seen), exact=linear
     )  # tokens are too many levels, and none says much by itself
     tokens = sum(len(schema.fields[k].sizes) for k in texts)
     entries = sum(len(schema.fields[k].sizes) for k in shown)
@@ -149,8 +151,12 @@ def spread(rows: Batch, width: int) -> Batch:
 
     All but of wide rows, where the components of all would take longer than training.
     """
-    step = len(rows) // max(ENOUGH, int(WORK / width**2))
-    return rows if step < 2 else rows.rows(slice(None, None, step))
+    enough = max(ENOUGH, int(WORK / width**2))
+    if len(rows) < 2 * enough:
+        return rows
+    # Drawn, and not every so manieth: rows in order of time may have a period.
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    return rows.rows(order[:enough].sort().values.to(next(iter(rows.x.values())).device))
 
 
 def default_recipe(schema: Schema) -> str:

@@ -34,13 +34,15 @@ class Principal:
         )
 
 
-def principal_components(x: Tensor, k: int | None = None, chunk: int = 8192) -> Principal:
+def principal_components(
+    x: Tensor, k: int | None = None, chunk: int = 8192, *, exact: bool = True
+) -> Principal:
     r"""Leading eigenvectors of the covariance of ``x`` ``[n, E]``, accumulated in float64.
 
     .. math:: \Sigma = \tfrac1n \sum_i (x_i - \mu)(x_i - \mu)^\top = V \Lambda V^\top
 
-    From 256 entries of single precision on, the products of some thousand rows at a time are in
-    single precision too, where that is faster.
+    Where not ``exact``, products of some thousand rows at a time are in single precision from 256
+    entries on where that is faster: variances then have an error of some 1e-8 of the largest.
 
     Above 4,096 entries a randomised range finder (Halko, Martinsson & Tropp 2011, four power
     iterations) replaces the exact decomposition, on rows spread over all: at most 20,000, and at
@@ -64,7 +66,7 @@ def principal_components(x: Tensor, k: int | None = None, chunk: int = 8192) -> 
     for start in range(0, n, chunk):
         centred = x[start : start + chunk].double() - mean
         single = centred.to(x.dtype).T
-        if width >= MANY and products.pays(single, width):
+        if not exact and width >= MANY and products.pays(single, width):
             covariance += products.linear(single, single)
         else:
             covariance.addmm_(centred.T, centred)

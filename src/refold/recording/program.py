@@ -78,7 +78,8 @@ class _Builder:
             if target is None or call is None or call.op.is_view:
                 continue
             whole = self.tape.tensors[call.outs[0].number]
-            if call.single and whole.numel() == value.numel() and same_layout(value, target):
+            fits = whole.untyped_storage().nbytes() == target.numel() * target.itemsize
+            if call.single and fits and same_layout(value, target):
                 self.wanted.setdefault(self._address(result), target)
         followed = self._followed()
         for i, call in enumerate(self.tape.calls):
@@ -99,7 +100,7 @@ class _Builder:
             out.append(target)
         source = "def run():\n" + "\n".join(f"    {line}" for line in self.lines or ["pass"])
         exec(compile(source, "<recorded step>", "exec"), self.names)
-        return self.names["run"], out
+        return self.names.pop("run"), out  # else it would hold itself
 
     def _address(self, ref: Ref) -> int:
         return self.tape.tensors[ref.number].untyped_storage().data_ptr()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from refold.recording.program import program
 from refold.recording.tape import NotReplayable, record
@@ -62,6 +62,16 @@ class Recording:
         except NotReplayable:
             self.run = None
         return inputs
+
+
+def closed(model: nn.Module) -> bool:
+    """Whether all parts are refold's and torch's own; others may keep state that no tape sees.
+
+    >>> closed(nn.Sequential(nn.Linear(2, 2)))
+    True
+    """
+    known = ("refold", "torch")
+    return all(type(m).__module__.partition(".")[0] in known for m in model.modules())
 
 
 def close(a: Tensor, b: Tensor) -> bool:

@@ -268,7 +268,7 @@ def fit(
         if balancer is not None:
             balancer.remember(known["balancer"])
         if caution is not None:
-            vars(caution).update(known["caution"])
+            vars(caution).update(known["caution"] or {"low": False})
             engine.set_format(bfloat16=caution.low)
         remember(model, known["modules"])
         if isinstance(engine, Remembering) and known["step_by"] is not None:

@@ -41,7 +41,8 @@ class Caution:
 
     def sentence(self) -> str:
         """Say what was done."""
-        assert self.seen is not None
+        if self.seen is None:
+            return "single precision, as where the run began"
         step, full, low = self.seen
         costs = f"held-out rows cost {low:.4g} in it and {full:.4g} in single precision"
         if self.low:

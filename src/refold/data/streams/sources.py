@@ -209,9 +209,12 @@ class TextFiles(Source):
         """Count rows, widening the type of any column that holds what its first block did not."""
         while True:
             reader = self._open(path)
+            empty = [c.name for c in reader.schema if pa.types.is_null(c.type)]
             for column in reader.schema:
-                kind = pa.string() if pa.types.is_null(column.type) else column.type
+                kind = pa.float64() if column.name in empty else column.type
                 self.types.setdefault(column.name, kind)
+            if empty:
+                continue  # of what its first block does not show, a number is the first guess
             try:
                 return sum(len(batch) for batch in reader)
             except pa.ArrowInvalid as error:

@@ -17,6 +17,9 @@ ELEMENTWISE = (
 )  # fmt: skip
 """Optimisers that treat each number by itself, so that it does not matter how they are grouped."""
 
+SHARED = ("step", "mu_product", "eta", "mu")
+"""What an optimiser remembers once for all numbers of a parameter."""
+
 
 @final
 class Flat:
@@ -100,7 +103,7 @@ class Flat:
         whole: dict[str, Tensor] = {}
         for key, value in state.items():
             _, number, name = key.split(".", 2)
-            if value.shape == self.parameters[int(number)].shape and name != "step":
+            if value.shape == self.parameters[int(number)].shape and name not in SHARED:
                 own = whole.setdefault(name, torch.zeros_like(self.weights.detach()))
                 self._parts(own, self.starts)[int(number)].copy_(value)
             else:

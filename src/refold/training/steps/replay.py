@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from refold.fusion import Lateral
 from refold.model import Model
 from refold.recording.program import program
-from refold.recording.recording import close
+from refold.recording.recording import close, closed
 from refold.recording.tape import NotReplayable, Ref, Tape, record
 from refold.training.plan import Plan
 from refold.training.steps.base import Step
@@ -71,7 +71,9 @@ class Replay(Step):
         if self.given_up:
             return self.eager.take(batch, clean)
         rows = tensors(clean) if batch is clean else tensors(clean) + tensors(batch)
-        key = tuple(None if t is None else (t.shape, t.dtype) for t in rows)
+        # What is the same tensor twice is so in every batch of a key: it is one to the tape.
+        same = [next(i for i, other in enumerate(rows) if other is t) for t in rows]
+        key = (*(None if t is None else (t.shape, t.dtype) for t in rows), *same)
         there = [t for t in rows if t is not None]
         found = self._known(key)
         if self.before:
@@ -313,8 +315,9 @@ class State:
 def suits(model: nn.Module, plan: Plan, device: torch.device) -> bool:
     """Whether a model's step is small, and the same from the first to the last.
 
-    Bodies that count their steps change what is called; a penalty with networks of its own has
-    another optimiser; convolutions and cells do too much for the rest to matter.
+    Bodies that count their steps change what is called, and parts from outside of refold may;
+    a penalty with networks of its own has another optimiser; convolutions and cells do too much for
+    the rest to matter; parameters with gaps between their numbers cannot lie side by side.
     """
     if not isinstance(model, Model) or device.type != "cpu":
         return False
@@ -323,7 +326,8 @@ def suits(model: nn.Module, plan: Plan, device: torch.device) -> bool:
     operations = 6 * plan.batch_size * sum(p.numel() for p in model.parameters())
     counting = isinstance(model.fusion, Lateral) or model.fusion.constrained
     simple = plan.optimizer.name in ELEMENTWISE and operations < WORTH
-    return simple and not (busy or apart or counting)
+    dense = all(p.untyped_storage().nbytes() == p.numel() * p.itemsize for p in model.parameters())
+    return simple and dense and closed(model) and not (busy or apart or counting)
 
 
 def tensors(batch: Batch) -> list[Tensor | None]:
