@@ -101,6 +101,18 @@ def read(folder: str | Path) -> Autoencoder:
     Raises :class:`InputError` for architectures that refold does not have, for normalisation by
     row, and for folders that are incomplete.
     """
+    try:
+        return _estimated(folder)
+    except InputError:
+        raise
+    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{folder}: what is said of the dictionary and its weights do not fit together "
+            f"({type(error).__name__}: {error}); copy the whole folder again"
+        ) from error
+
+
+def _estimated(folder: str | Path) -> Autoencoder:
     config, weights = _read(Path(folder))
     kind = _architecture(config, folder)
     encoder, decoder = weights["W_enc"].T, weights["W_dec"]

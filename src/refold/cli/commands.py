@@ -110,6 +110,10 @@ def fit(
             ),
         )  # fmt: skip
         return
+    if resume and out.is_dir() and any(out.iterdir()) and not unfinished(out).is_dir():
+        said = f"{out} is finished, so there is nothing to resume; leave --resume out to fit anew"
+        say([said], {"out": out, "finished": True}, as_json=as_json, quiet=quiet)
+        return
     arguments = constructor_arguments(
         recipe=recipe, latent=latent, epochs=epochs, seed=seed,
         target=target or (), ignore=ignore or (), settings=settings or (),

@@ -36,6 +36,7 @@ def dictionary() -> Recipe:
         penalties=("auxk(weight=1.0)",),
         scales={"vector": "pooled"},
         hidden=(),
+        only=("vector", "numeric"),
         times=TIMES,
         least=LEAST,
         training=steady,

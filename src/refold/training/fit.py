@@ -308,37 +308,45 @@ def fit(
                 evaluated()
             else:
                 go_on(kept)
-            for clean, batch in feed.batches(step):
-                if done or step >= plan.steps:
-                    break
-                if corruption is not None:
-                    batch = corruption(batch, draw)
-                    clean = corruption.target(clean, batch)
-                if alone:
-                    totals.add(engine.take(batch, clean), len(clean))
-                else:
-                    share = ranks.share(len(clean), (seed << KEY) + step)
-                    with sharing(share):
-                        costs = engine.take(parted(batch, share), parted(clean, share))
-                    totals.add(costs, share.count)
+            try:
+                for clean, batch in feed.batches(step):
+                    if done or step >= plan.steps:
+                        break
+                    if corruption is not None:
+                        batch = corruption(batch, draw)
+                        clean = corruption.target(clean, batch)
+                    if alone:
+                        totals.add(engine.take(batch, clean), len(clean))
+                    else:
+                        share = ranks.share(len(clean), (seed << KEY) + step)
+                        with sharing(share):
+                            costs = engine.take(parted(batch, share), parted(clean, share))
+                        totals.add(costs, share.count)
+                    step += 1
+                    if step % tick == 0:
+                        trained.set_progress(step / plan.steps)
+                        if plateau is None:
+                            rate = rates[step // tick]
+                            engine.set_rate(rate)
+                        notify(None)
+                    judging = step % plan.period == 0 or step == plan.steps
+                    if judging and not evaluated():
+                        run.stopped = f"no improvement in {plan.patience} evaluations"
+                        break
+                    if checkpoints is not None and (judging or step % tick == 0):
+                        keep(checkpoints, checkpoints.due)
                     if ranks.stopped(step):
                         raise KeyboardInterrupt
-                step += 1
-                if step % tick == 0:
-                    trained.set_progress(step / plan.steps)
-                    if plateau is None:
-                        rate = rates[step // tick]
-                        engine.set_rate(rate)
-                    notify(None)
-                judging = step % plan.period == 0 or step == plan.steps
-                if judging and not evaluated():
-                    run.stopped = f"no improvement in {plan.patience} evaluations"
-                    break
-                if checkpoints is not None and (judging or step % tick == 0):
-                    keep(checkpoints, checkpoints.due)
-            done = True
-            if checkpoints is not None:
-                keep(checkpoints, checkpoints.file.is_file)
+            except KeyboardInterrupt:
+                run.stopped = "interrupted"
+                if checkpoints is not None and run.history:
+                    keep(checkpoints, lambda: True)
+                if run.history and run.history[-1]["step"] < step:
+                    evaluated()  # the steps since the last one may be the best
+            else:
+                done = True
+                if checkpoints is not None:
+                    keep(checkpoints, checkpoints.file.is_file)
     except KeyboardInterrupt:
         run.stopped = "interrupted"
     trained.set_progress(1.0)

@@ -116,6 +116,8 @@ class Ranks:
 
     def stopped(self, step: int) -> bool:
         """Whether any process was asked to stop; all learn of it in the same step."""
+        if not self.several:
+            return self._asked
         if self._told is None or (self.device.type == "cuda" and step % LOOKED):
             return False
         return bool(self._told.item())
@@ -153,29 +155,31 @@ class Ranks:
 
     @contextmanager
     def listening(self, folder: Path | None) -> Generator[None]:
-        """Take Ctrl-C as a wish, and the end of another process as one sentence.
+        """Take Ctrl-C as a wish that the step be the last, and another's end as one sentence.
 
         ``folder`` is where checkpoints are.
         """
-        if not self.several:
-            yield
-            return
         main = threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGINT, self._ask) if main else None
+        before = signal.getsignal(signal.SIGINT)
+        heard = main and before not in (None, signal.SIG_IGN)
+        if heard:
+            signal.signal(signal.SIGINT, self._ask)
         try:
             yield
         except RuntimeError as error:
-            if not is_lost(error):
+            if not self.several or not is_lost(error):
                 raise
             kept = folder is not None and any(folder.glob("*.safetensors"))
             what = f"start it again with --resume to go on from {folder}" if kept else "start anew"
             said = f"another of the {self.count} processes of this run ended, so it cannot go on"
             raise ProcessError(f"{said}; {what}", first=is_first_to_say()) from error
         finally:
-            if main:
+            if heard:
                 signal.signal(signal.SIGINT, before)
 
     def _ask(self, *_: Any) -> None:
+        if self._asked and not self.several:
+            raise KeyboardInterrupt  # who asks twice does not want to wait for the step
         self._asked = True
 
 

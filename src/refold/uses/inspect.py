@@ -16,6 +16,7 @@ from refold.backbones import Embed, Flat
 from refold.data.schema import Schema
 from refold.fields import Binary, Field, Text
 from refold.fields.category import Classes
+from refold.fusion import Dictionary as SparseDictionary
 from refold.model import Model
 from refold.ops.pca import Principal
 from refold.training.start import projected
@@ -371,10 +372,14 @@ class Dictionary:
 @torch.no_grad()
 def dictionary(model: Model, schema: Schema) -> Dictionary | None:
     """Read the decoder's dictionary off its weights; None where no linear map leads to a field."""
-    path = model.fusion.linear_path()
-    if path is None:
+    path, body = model.fusion.linear_path(), model.fusion
+    if isinstance(body, SparseDictionary):
+        weight, alone = body.decoder.T, True
+    elif path is not None:
+        weight, alone = path.up, not path.beside
+    else:
         return None
-    up, at = path.up.detach().float().cpu().numpy(), 0
+    up, at = weight.detach().float().cpu().numpy(), 0
     atoms: dict[str, NDArray[np.float32]] = {}
     labels: dict[str, tuple[str, ...]] = {}
     for name in model.outputs:
@@ -388,7 +393,7 @@ def dictionary(model: Model, schema: Schema) -> Dictionary | None:
             if len(labels[name]) > len(block):  # one number decides between all ordered levels
                 labels[name] = own.entries
             atoms[name] = block[: len(labels[name])]
-    return Dictionary(atoms, labels, not path.beside) if atoms else None
+    return Dictionary(atoms, labels, alone) if atoms else None
 
 
 def entry_labels(own: Field) -> tuple[str, ...]:

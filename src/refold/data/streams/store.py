@@ -107,7 +107,8 @@ class Encoding:
             end = begin + len(table)
             first, last = np.searchsorted(self.held, (begin, end))
             try:
-                rows, notes = self.schema.encode(table)
+                # A column that some files lack is there in others: that is no remark on all rows.
+                rows, notes = self.schema.encode(table, self.schema.order)
             except InputError as error:
                 raise InputError(f"rows {begin} to {end - 1} of all: {error}") from error
             self.notes |= dict.fromkeys(notes)

@@ -158,7 +158,13 @@ def in_parts(path: Path, memory: int | None) -> Source | None:
     if kind == ".parquet":
         return ParquetFiles(files)
     if kind == ".npy":
-        return ArrayFiles([careful(f, lambda f=f: stored_npy(f)) for f in files])
+        try:
+            return ArrayFiles([careful(f, lambda f=f: stored_npy(f)) for f in files])
+        except InputError:
+            room = memory if memory is not None else half_of_free()
+            if PEAK * sum(f.stat().st_size for f in files) > room:
+                raise
+            return None  # read at once it may be of use, or is refused there
     if kind == ".safetensors":
         return ArrayFiles([careful(f, lambda f=f: stored_safetensors(f)) for f in files])
     size = sum(f.stat().st_size for f in files)
