@@ -510,3 +510,16 @@ def test_the_report_shows_how_often_entries_fire(tmp_path):
         figures.density(dense)
     with pytest.raises(InputError, match="not fitted"):
         figures.density(refold.Autoencoder())
+
+
+def test_a_dictionary_of_wide_rows_is_no_larger_than_what_can_be_learnt():
+    X = np.random.default_rng(0).normal(size=(40, 3000)).astype(np.float32)
+    ae = refold.Autoencoder(recipe="dictionary", epochs=1).fit(X)
+    assert 2 * 3000 * ae.spec_.size <= 50_000_000
+
+
+def test_the_directions_are_read_off_the_weights():
+    X = np.random.default_rng(0).normal(size=(200, 6))
+    ae = refold.Autoencoder("topk(size=16, k=2)", recipe="dictionary", epochs=1).fit(X)
+    found = refold.uses.inspect.dictionary(ae.model_, ae.schema_)
+    assert np.array_equal(found.atoms["x"], ae.model_.fusion.decoder.detach().numpy().T)

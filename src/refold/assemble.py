@@ -30,6 +30,7 @@ from refold.types import Batch
 Hidden: TypeAlias = tuple[int | Mapping[str, Any], ...]
 CorruptionWish: TypeAlias = str | Corruption | Sequence[str | Corruption] | None
 LARGEST = 1_000_000  # numbers in a code; beyond, something was mistyped
+WEIGHTS = 50_000_000  # of a code as many times as wide as a row, where nobody says its size
 TOKEN = 8  # numbers that a token of a text counts for
 ENOUGH, WORK = 10_000, 5e9  # rows, and their products, that tell principal components
 LARGE = 2000  # pixels above which an image is convolved without being asked
@@ -282,8 +283,12 @@ def decide_latent(
         reasons.append(f"latent size {most}: {why}")
         return spec, most
     if recipe.times:
-        size = max(recipe.least, recipe.times * entries)
-        reasons.append(f"latent size {size}: {recipe.times} times the {entries} numbers of a row")
+        most = WEIGHTS // (2 * entries)
+        size = max(recipe.least, min(recipe.times * entries, most))
+        why = f"{recipe.times} times the {entries} numbers of a row"
+        if size < recipe.times * entries:
+            why = f"as many as {WEIGHTS:,} weights allow for rows of {entries} numbers"
+        reasons.append(f"latent size {size}: {why}")
         return spec, size
     needed, whys = 0, list[str]()
     if entries > tokens:

@@ -36,7 +36,6 @@ def dictionary() -> Recipe:
         penalties=("auxk(weight=1.0)",),
         scales={"vector": "pooled"},
         hidden=(),
-        only=("vector", "numeric"),
         times=TIMES,
         least=LEAST,
         training=steady,
