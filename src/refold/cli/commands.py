@@ -451,11 +451,22 @@ def summary(ae: Autoencoder, out: Path) -> list[str]:
         f"chose   recipe {ae.recipe_}, latent size {size}, {ae.plan_.sentence()}",
         *(f"        {reason}" for reason in ae.reasons_),
         f"trained {ae.run_.seconds:.1f} s; stopped: {ae.run_.stopped}",
-        f"result  {ae.quality_.sentence(size)}",
+        f"result  {sparsely(ae) or ae.quality_.sentence(size)}",
         f"        ({ae.quality_.rows:,} {'held-out' if ae.calibration_.held_out else 'training'} "
         f"rows{scale})",
         f"saved   {out}",
     ]
+
+
+def sparsely(ae: Autoencoder) -> str | None:
+    """Say how few entries explain how much, where the history knows; else nothing."""
+    best = ae.run_.best
+    if not {"l0", "explained", "dead_share"} <= best.keys():
+        return None
+    return (
+        f"{best['l0']:.1f} of {ae.spec_.size} entries active a row explain {best['explained']:.1%} "
+        f"of the variance; {best['dead_share']:.0%} were never active"
+    )
 
 
 def facts(ae: Autoencoder, out: Path) -> dict[str, Any]:

@@ -53,9 +53,13 @@ class Source(ABC):
         return sum(self.groups)
 
     def row_bytes(self) -> float:
-        """Bytes of a row as it is read, estimated from the first rows."""
+        """Bytes of a row as it is read, or in single precision, estimated from the first rows."""
         table = next(self.portions(0, FEW))
-        return sum(int(c.nbytes) for c in table.columns.values()) / max(1, len(table))
+        found = sum(
+            max(c.nbytes, 4 * c.size) if isinstance(c, np.ndarray) else int(c.nbytes)
+            for c in table.columns.values()
+        )
+        return found / max(1, len(table))
 
 
 def careful(path: Path, read: Callable[[], T]) -> T:
