@@ -13,6 +13,7 @@ from refold.report.figures.training import BOTTOM, BOX, SIZE, best_row, phase_st
 from refold.report.text import number, percent
 
 DENSITY = "density_"  # share of the entries, by decimal logarithm of the share of rows they fire in
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 CURVES = (
     ("l0", "Active entries of a row, on average,", number),
     ("explained", "Variance explained,", percent),
@@ -70,7 +71,7 @@ def _bars(shares: dict[str, float], silent: float) -> Panel:
     heights = np.array([low - y.at(v) for v in shares.values()])
     marks.append(draw.path(bars(edges, heights, low), "bars"))
     for power in range(int(starts[0]), 1):
-        label = "1" if power == 0 else f"10^{power}"
+        label = "1" if power == 0 else "10" + str(power).translate(RAISED)
         marks.append(draw.text(x.at(power), low + 16, label, anchor="middle"))
     caption = "Entries by the share of rows in which they fire,"
     note = f"{percent(silent)} never fired" if silent else "all fired"
