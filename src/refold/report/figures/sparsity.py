@@ -73,6 +73,6 @@ def _bars(shares: dict[str, float], silent: float) -> Panel:
     for power in range(int(starts[0]), 1):
         label = "1" if power == 0 else "10" + str(power).translate(RAISED)
         marks.append(draw.text(x.at(power), low + 16, label, anchor="middle"))
-    caption = "Entries by the share of rows in which they fire,"
+    caption = "Entries by share of rows with them,"
     note = f"{percent(silent)} never fired" if silent else "all fired"
     return Panel("".join(marks), *SIZE, caption, note, "density of the code's entries")
