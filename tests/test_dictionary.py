@@ -499,7 +499,7 @@ def test_the_report_shows_how_often_entries_fire(tmp_path):
     ae = refold.Autoencoder("topk(size=24, k=2)", **options).fit(rows())
     figure = figures.density(ae)
     captions = [p.caption for p in figure.panels]
-    assert captions[0] == "Entries by the share of rows in which they fire,"
+    assert captions[0] == "Entries by share of rows with them,"
     assert [c.split(",")[0] for c in captions[1:]] == [
         "Active entries of a row", "Variance explained", "Entries that never fired"
     ]  # fmt: skip
