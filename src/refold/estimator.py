@@ -789,7 +789,7 @@ class Autoencoder(Judging, TransformerMixin, BaseEstimator):
             checked: Any = X
             return read(
                 validate_data(
-                    self, checked, reset=fresh, dtype="numeric", ensure_all_finite="allow-nan"
+                    self, checked, reset=fresh, dtype="numeric", ensure_all_finite=False
                 )
             )
         table = X if isinstance(X, Table) else read(X)

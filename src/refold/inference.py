@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from threading import Lock, local
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from refold.data.schema import Schema
 from refold.fields import Numeric, Vector
 from refold.model import Model, Output
-from refold.recording.recording import Recording
+from refold.recording.recording import Recording, closed
 from refold.table import Table
 from refold.types import Batch
 
 PORTION = 1024
 SMALL = 64
 WIDE = 8192  # numbers of a code from which portions stay small
-LARGE, MANY = 8192, 2  # rows of a portion where many are, and how many portions that takes
+LARGE, MANY = 8192, 2  # rows of a portion for each thread where many are, and how many that takes
+
+_all: ContextVar[int] = ContextVar("rows of which those at hand are some", default=0)
+
+
+@contextmanager
+def among(count: int) -> Generator[None]:
+    """Pass over rows as if they were among so many: in portions of the size these would have.
+
+    Some of many rows then get what they get when all are passed over at once, to the last bit.
+    """
+    before = _all.set(count)
+    try:
+        yield
+    finally:
+        _all.reset(before)
+
+
+def among_all(rows: int) -> int:
+    """How many rows there are in all, where so many are at hand."""
+    return max(rows, _all.get())
 
 
 def guard(rows: Batch, schema: Schema) -> Batch:
@@ -43,7 +63,7 @@ def portions(rows: Batch) -> Iterator[tuple[Batch, int]]:
     result of a row the same whatever rows come with it.
     """
     n = len(rows)
-    size = SMALL if n <= SMALL else PORTION
+    size = SMALL if among_all(n) <= SMALL else PORTION
     for start in range(0, n, size):
         yield filled(rows.rows(slice(start, start + size)), size)
 
@@ -99,65 +119,58 @@ class Pending:
 
 @torch.inference_mode()
 def each(
-    work: Callable[[Output, int], Tensor], model: Model, rows: Batch | Pending, schema: Schema
+    work: Callable[[Output, int], Tensor],
+    model: Model,
+    rows: Batch | Pending,
+    schema: Schema,
+    *judges: nn.Module,
 ) -> Tensor:
-    """Do ``work`` on the outputs of all rows, portion by portion, and join what it gives.
+    """Do ``work``, by these judges, on all rows' outputs, by portions, and join what it gives.
 
-    Many portions are shared between the processor's threads, each of which does whole portions by
-    itself: threads that met at every small product would wait for each other most of the time.
-    What a portion calls is recorded and called again for the others.
+    Portions of many rows have so many for each thread that threads, which meet in every product,
+    hardly wait for each other. What a portion calls is recorded and called again for the others,
+    where all parts are known to keep nothing in Python from one to the next.
     """
     model.eval()
     device = model.fusion.last_bias().device
     return shared(
         lambda part, count: work(model(guard(part, schema).to(device), part.to(device)), count),
         rows,
-        device,
-        model.latent.size,
+        model,
+        *judges,
     )
 
 
 def shared(
-    work: Callable[[Batch, int], Tensor], rows: Batch | Pending, device: torch.device, width: int
+    work: Callable[[Batch, int], Tensor], rows: Batch | Pending, model: Model, *judges: nn.Module
 ) -> Tensor:
-    """Join what ``work`` gives for portions, of which threads take turns where there are many.
+    """Join what ``work`` gives for portions, which are large where rows are many.
 
-    ``width`` is that of the code; portions of wide ones are no larger than where rows are few.
+    Portions of wide codes are no larger than where rows are few.
     """
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
-    if isinstance(rows, Batch) and (len(rows) < MANY * LARGE or width > WIDE):
-        return torch.cat([work(part, count) for part, count in portions(rows)])
-    own = local()
-    result: list[Tensor] = []
-    made = Lock()
-
-    def done(at: int) -> None:
-        part, count = filled(rows.rows(slice(at, at + LARGE)), LARGE)
-        with torch.inference_mode():
-            if device.type == "cpu":
-                known: dict[tuple[str, ...], Recording] = own.__dict__.setdefault("known", {})
-                seen = tuple(k for k, there in part.observed.items() if there is not None)
-                if seen not in known:
-                    known[seen] = Recording(lambda given: work(part.with_tensors(given), LARGE))
-                value = known[seen](part.tensors())[:count]
-            else:
-                value = work(part, count)
-            with made:
-                if not result:
-                    result.append(value.new_empty(len(rows), *value.shape[1:]))
-            result[0][at : at + count] = value
-
-    starts = range(0, len(rows), LARGE)
-    if threads == 1:
-        for at in starts:
-            done(at)
-        return result[0]
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(done, starts))
-    finally:
-        torch.set_num_threads(threads)  # what the workers set, later threads would inherit
-    return result[0]
+    device, width = model.fusion.last_bias().device, model.latent.size
+    count = among_all(len(rows))
+    if isinstance(rows, Batch) and (count < MANY * LARGE or width > WIDE):
+        return torch.cat([work(part, n) for part, n in portions(rows)])
+    on_cpu = device.type == "cpu"
+    recorded = on_cpu and all(map(closed, (model, *judges)))
+    size = LARGE * max(1, min(torch.get_num_threads() if on_cpu else 1, count // (MANY * LARGE)))
+    known: dict[tuple[str, ...], Recording] = {}
+    result: Tensor | None = None
+    for at in range(0, len(rows), size):
+        part, n = filled(rows.rows(slice(at, at + size)), size)
+        if recorded:
+            seen = tuple(k for k, there in part.observed.items() if there is not None)
+            if seen not in known:
+                known[seen] = Recording(lambda v, like=part: work(like.with_tensors(v), size))
+            value = known[seen](part.tensors())[:n]
+        else:
+            value = work(part, n)
+        if result is None:
+            result = value.new_empty(len(rows), *value.shape[1:])
+        result[at : at + n] = value
+    assert result is not None
+    return result
 
 
 @torch.inference_mode()
@@ -168,8 +181,7 @@ def embed(model: Model, rows: Batch | Pending, schema: Schema) -> Tensor:
     return shared(
         lambda part, count: model.encode(guard(part, schema).to(device))[0].z[:count].flatten(1),
         rows,
-        device,
-        model.latent.size,
+        model,
     ).cpu()
 
 

@@ -316,8 +316,10 @@ class Output:
     def score(self) -> Tensor:
         """Cost per row ``[B]``: the higher, the more unusual."""
         draws, members = self.code.draws, self.model.members
-        costs = [nll.view(-1, len(self.target) * draws).mean(0) for nll in self.nll.values()]
-        each = torch.stack([*costs, *(term / members for term in self.code.terms.values())]).sum(0)
+        costs = list(self.nll.values())
+        if members > 1:
+            costs = [nll.view(-1, len(self.target) * draws).mean(0) for nll in costs]
+        each = reduce(torch.add, [*costs, *(term / members for term in self.code.terms.values())])
         if draws == 1:
             return each
         return math.log(draws) - torch.logsumexp(-each.view(draws, -1), 0)

@@ -260,43 +260,36 @@ def scaled(
     range, ``low`` to ``high``.
     """
     centre, scale, least, most = (np.asarray(v, np.float64) for v in (mean, std, low, high))
-    if values.dtype == np.float32 and (np.abs(centre) <= NEAR * scale).all():
-        centre, scale = centre.astype(np.float32), scale.astype(np.float32)
+    single = values.dtype == np.float32 and bool((np.abs(centre) <= NEAR * scale).all())
+    kind = torch.float32 if single else torch.float64
+    centres, scales = (torch.from_numpy(v).to(kind) for v in (centre, scale))
     near = (least - FAR_OUT).max(initial=-np.inf), (most + FAR_OUT).min(initial=np.inf)
-    x = np.empty(values.shape, np.float32)
-
-    def work(begin: int, end: int) -> tuple[NDArray[np.int64], NDArray[np.bool_] | None, int]:
-        """Scale the rows from ``begin`` to ``end``; return how many are far, and what is there."""
-        seen: NDArray[np.bool_] | None = None
-        far = np.zeros(values.shape[1], np.int64)
-        for at in tiles(values, begin, end) if values.size else ():
-            part = np.subtract(values[at], centre)
-            part /= scale
-            lowest, highest = part.min(), part.max()
-            if not (lowest >= -FAR and highest <= FAR):  # missing, infinite or far, which is rare
-                refuse_infinite(values, names)
-                np.clip(part, -FAR, FAR, out=part)
-                absent = np.isnan(part)
-                if absent.any():
-                    seen = np.ones((end - begin, values.shape[1]), bool) if seen is None else seen
-                    seen[at.start - begin : at.stop - begin] = ~absent
-            if not (lowest >= near[0] and highest <= near[1]):
-                far += ((part < least - FAR_OUT) | (part > most + FAR_OUT)).sum(0)
-            x[at] = part
-        if seen is not None:
-            x[begin:end][~seen] = 0.0
-        return far, seen, end - begin
-
-    found = by_threads(work, values)
+    x = torch.empty(values.shape)
     mask: Tensor | None = None
-    if any(seen is not None for _, seen, _ in found):
-        parts = [
-            np.ones((rows, values.shape[1]), bool) if seen is None else seen
-            for _, seen, rows in found
-        ]
-        mask = torch.from_numpy(np.concatenate(parts))
-    far = np.sum([far for far, _, _ in found], axis=0)
-    return Encoded(torch.from_numpy(x), mask, remarks_on_far(far, names))
+    far = np.zeros(values.shape[1], np.int64)
+    for at in tiles(values) if values.size else ():
+        part = torch.sub(tensor_of(values[at], single), centres, out=x[at] if single else None)
+        part /= scales
+        lowest, highest = (float(v) for v in torch.aminmax(part))
+        if not (lowest >= -FAR and highest <= FAR):  # missing, infinite or far, which is rare
+            refuse_infinite(values, names)
+            absent = part.clamp_(-FAR, FAR).isnan()
+            if absent.any():
+                mask = torch.ones(values.shape, dtype=torch.bool) if mask is None else mask
+                mask[at] = ~absent
+        if not (lowest >= near[0] and highest <= near[1]):
+            there = part.numpy()
+            far += ((there < least - FAR_OUT) | (there > most + FAR_OUT)).sum(0)
+        x[at] = part
+    if mask is not None:
+        x.masked_fill_(~mask, 0.0)
+    return Encoded(x, mask, remarks_on_far(far, names))
+
+
+def tensor_of(values: NDArray[Any], single: bool) -> Tensor:
+    """Numbers in double precision, or in single; not a copy where they are and may be written."""
+    given = np.ascontiguousarray(values, np.float32 if single else np.float64)
+    return torch.from_numpy(given if given.flags.writeable else given.copy())
 
 
 def tensors(
