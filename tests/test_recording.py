@@ -11,7 +11,7 @@ import refold
 from refold.errors import InputError, InputWarning
 from refold.ops import products
 from refold.recording.program import program, writing
-from refold.recording.recording import Recording
+from refold.recording.recording import Recording, close, closed
 from refold.recording.tape import NotReplayable, record
 
 
@@ -127,6 +127,81 @@ def test_a_recording_that_differs_on_other_numbers_is_not_used():
     function = Recording(work)
     assert [function([torch.ones(1)]).item() for _ in range(3)] == [1.0, 2.0, 3.0]
     assert function.run is None
+
+
+def test_tensors_that_lie_in_one_place_are_not_taken_for_one():
+    def work(given):
+        return given[0] - given[1]
+
+    function, whole = Recording(work), torch.ones(3)
+    assert not function([whole, whole.view(3)]).any()
+    assert function.run is None
+    assert function([whole, whole * 2]).tolist() == [-1.0] * 3
+
+
+def test_tensors_of_another_shape_are_no_input_of_a_recording():
+    double = Recording(lambda given: given[0] * 2)
+    double([torch.ones(4, 2)])
+    with pytest.raises(AssertionError):
+        double([torch.ones(1, 2)])
+
+
+class Counting(nn.Module):
+    """A module from outside of refold that does something else from its tenth call on."""
+
+    def __init__(self, inside=None):
+        super().__init__()
+        self.inside, self.calls = inside, 0
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inside"), name)
+
+    def forward(self, x):
+        self.calls += 1
+        x = x * (1.0 if self.calls < 10 else 1.5)
+        return x if self.inside is None else self.inside(x)
+
+
+def test_results_that_are_no_numbers_are_alike_where_both_are_none():
+    nan, inf = torch.tensor([torch.nan, 1.0]), torch.tensor([torch.inf, 1.0])
+    assert close(nan, nan.clone())
+    assert close(inf, inf.clone())
+    assert not close(nan, torch.tensor([0.0, 1.0]))
+    assert not close(torch.tensor([0.0, 1.0]), nan)
+    assert not close(inf, -inf)
+
+
+def test_a_part_from_elsewhere_is_seen_wherever_it_is_held():
+    layers = nn.Sequential(nn.Linear(2, 2))
+    assert closed(layers)
+    layers.held = (nn.Linear(2, 2), 3)
+    assert closed(layers)
+    layers.held = (nn.Sequential(nn.Linear(2, 2), Counting()),)
+    assert not closed(layers)
+    assert not closed(nn.Sequential(Counting()))
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_a_part_that_changes_at_its_tenth_call_is_called_each_time(scored):
+    X = np.random.default_rng(0).normal(size=(300, 3))
+    ae = refold.Autoencoder(2, epochs=1).fit(X)
+    many = np.tile(X, (330, 1))
+    ask = ae.score_samples if scored else ae.transform
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        before = ask(many)
+        ae.model_.latent = Counting(ae.model_.latent)
+        after = ask(many)
+    finally:
+        torch.set_num_threads(threads)
+    assert ae.model_.latent.calls == 13
+    differs = ~np.isclose(before, after, rtol=1e-3).reshape(len(many), -1).all(1)
+    assert not differs[: 9 * 8192].any()
+    assert differs[9 * 8192 :].mean() > 0.9
 
 
 def test_operations_whose_form_that_writes_only_copies_are_called_as_they_are():

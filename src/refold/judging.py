@@ -129,27 +129,9 @@ class Judging(ABC):
         found = judge.judge(
             self.model_, self.detector_, self.calibration_, rows, self.schema_, rule
         )
-        least, compared = self.calibration_.smallest, len(self.calibration_.scores)
-        level, p_value = rule.level(len(rows)), found["p_value"].astype(np.float64)
-        given = f"{compared} rows to compare with give p-values from {least:.2g}"
-        sentence = None
-        if (p_value < least).any():  # rows of the fit are compared with one another
-            if rule.fdr is not None and not found["is_anomaly"].any():
-                sentence = (
-                    "p-values of rows of the fit are their ranks, of which none can be a discovery "
-                    "among the others; use contamination=, or give new rows"
-                )
-        elif least > level:
-            sentence = (
-                f"no row can be an anomaly at alpha {level:.2g}: {given}; use a larger alpha or "
-                f"fit on more rows"
-            )
-        elif rule.fdr is not None and least > level / len(rows) and not found["is_anomaly"].any():
-            needed = int(np.ceil(least * len(rows) / level))
-            sentence = (
-                f"fewer than {needed} rows cannot be discoveries at fdr {level:g} among "
-                f"{len(rows)}: {given}; recalibrate with more rows"
-            )
+        lowest = float(found["p_value"].astype(np.float64).min())
+        flagged = int(found["is_anomaly"].sum())
+        sentence = judge.doubt(self.calibration_, rule, len(rows), lowest, flagged)
         if sentence is not None:
             warnings.warn(sentence, InputWarning, stacklevel=3)
         return found
@@ -214,14 +196,7 @@ class Judging(ABC):
         if not fits(alpha, float) or not 0 < alpha < 1:
             raise InputError(f"alpha is {alpha!r}; it must lie between 0 and 1")
         rows = self._encode(self._read(X))
-        codes = None
-        if self.calibration_.held_out and len(self.calibration_.codes):
-            few = rows.rows(chosen(len(rows), DRIFTING))
-            codes = (
-                self.calibration_.codes,
-                inference.embed(self.model_, few, self.schema_).float().numpy(),
-            )
-        return self.reference_.compare(rows, self.schema_, codes, alpha=alpha)
+        return drifted(self, rows, rows.rows(chosen(len(rows), DRIFTING)), alpha)
 
     def recalibrate(self, X: Any) -> Self:
         """Compare later rows with these, which are clean and were not learnt from.
@@ -248,3 +223,12 @@ class Judging(ABC):
         self.calibration_ = replace(found, learnt=self.calibration_.learnt)
         self.reference_ = Reference.of(rows, self.schema_, rows)
         return self
+
+
+def drifted(judging: Judging, rows: Batch, few: Batch, alpha: float = 0.01) -> Drift | None:
+    """Say how rows differ from those of the fit, with the codes of a ``few`` of them."""
+    known, codes = judging.calibration_, None
+    if known.held_out and len(known.codes):
+        own = inference.embed(judging.model_, few, judging.schema_)
+        codes = known.codes, own.float().numpy()
+    return judging.reference_.compare(rows, judging.schema_, codes, alpha=alpha)

@@ -51,6 +51,21 @@ class Rule:
             if name != "expected" and not 0 < value < 1:
                 raise InputError(f"{name} is {value}; it must lie between 0 and 1")
 
+    @property
+    def words(self) -> str:
+        """How rows are flagged, as the end of a sentence.
+
+        >>> Rule().words
+        'at alpha 0.01'
+        """
+        if self.contamination is not None:
+            return f"as the most unusual share {self.contamination:g}"
+        if self.expected is not None:
+            return f"with {self.expected:g} false alarms to be expected"
+        if self.fdr is not None:
+            return f"of which on average a share of {self.fdr:g} at most is none"
+        return f"at alpha {self.level(1):g}"
+
     def level(self, rows: int) -> float:
         """Return the p-value up to which a row of so many can be flagged."""
         if self.expected is not None:
@@ -78,6 +93,36 @@ class Rule:
         return flagged
 
 
+def doubt(
+    calibration: Calibration, rule: Rule, rows: int, lowest: float, flagged: int
+) -> str | None:
+    """Say why none of so many rows could be an anomaly, where that is so.
+
+    ``lowest`` is their smallest p-value, ``flagged`` how many of them are anomalies.
+    """
+    least, compared, level = calibration.smallest, len(calibration.scores), rule.level(rows)
+    given = f"{compared} rows to compare with give p-values from {least:.2g}"
+    if lowest < least:  # rows of the fit are compared with one another
+        if rule.fdr is None or flagged:
+            return None
+        return (
+            "p-values of rows of the fit are their ranks, of which none can be a discovery among "
+            "the others; use contamination=, or give new rows"
+        )
+    if least > level:
+        return (
+            f"no row can be an anomaly at alpha {level:.2g}: {given}; use a larger alpha or fit on "
+            f"more rows"
+        )
+    if rule.fdr is not None and least > level / rows and not flagged:
+        needed = int(np.ceil(least * rows / level))
+        return (
+            f"fewer than {needed} rows cannot be discoveries at fdr {level:g} among {rows}: "
+            f"{given}; recalibrate with more rows"
+        )
+    return None
+
+
 @torch.inference_mode()
 def scores(
     model: Model, detector: Detector, rows: Batch | inference.Pending, schema: Schema
@@ -89,7 +134,7 @@ def scores(
     def work(output: Output, count: int) -> Tensor:
         return detector.score(output)[:count].double().cpu()
 
-    return inference.each(work, model, rows, schema)
+    return inference.each(work, model, rows, schema, detector)
 
 
 @torch.inference_mode()
