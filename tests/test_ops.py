@@ -86,6 +86,13 @@ def test_top_rows_keep_exactly_k_under_ties_and_all_of_a_short_batch():
     assert torch.equal(keep_top_rows(short, 5), short)
 
 
+def test_top_rows_of_a_turned_tensor_leave_it_as_it_is():
+    h = torch.randn(7, 3, generator=torch.Generator().manual_seed(1))
+    turned = h.t().contiguous().t()
+    assert torch.equal(keep_top_rows(turned, 2), keep_top_rows(h, 2))
+    assert torch.equal(turned, h)
+
+
 def test_top_rows_count_every_leading_position_as_a_row():
     h = torch.randn(3, 5, 6)
     assert torch.equal(keep_top_rows(h, 4).view(15, 6), keep_top_rows(h.view(15, 6), 4))

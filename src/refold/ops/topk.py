@@ -136,7 +136,7 @@ def _top_mask(values: NDArray[Any], k: int, axis: int) -> NDArray[Any]:
     if k == 1:
         least = values.max(axis, keepdims=True)
     else:
-        lines = np.ascontiguousarray(values.T) if axis == 0 else values.copy()
+        lines = (values.T if axis == 0 else values).copy()  # the partition is in place
         cut = lines.shape[-1] - k
         lines.partition(cut, axis=-1)
         kth = np.ascontiguousarray(lines[..., cut])
