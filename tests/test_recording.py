@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import refold
 from refold.errors import InputError, InputWarning
@@ -40,6 +41,12 @@ CASES = {
     "norms": lambda x: [nn.functional.layer_norm(x, (x.shape[1],)), x.norm(dim=1)],
     "types": lambda x: [x.double().cumsum(0), (x > 0).float(), x.to(torch.bfloat16)],
     "the given itself": lambda x: [x, x.t()],
+    "the same each time": lambda x: [x + torch.arange(3).repeat(2), torch.arange(4).view(2, 2)],
+    "written over each time": lambda x: [
+        torch.zeros(6).add_(x.sum(0)),
+        (lambda y: (y[1:].mul_(x[0, 0]), y)[1])(torch.arange(3.0)),
+        torch.zeros(2, 6).index_copy_(0, torch.tensor([1]), x[:1]),
+    ],
     "rectified": lambda x: [
         nn.functional.relu(nn.functional.linear(x, x), inplace=True),
         (x @ x.T).relu(),
@@ -115,6 +122,46 @@ def test_results_are_left_where_they_are_wanted():
 def test_what_leaves_torch_is_refused(work):
     with pytest.raises(NotReplayable):
         record(lambda: work(torch.randn(3, 4)))
+
+
+def test_what_is_drawn_is_drawn_in_every_run():
+    x = torch.randn(4, 6)
+    tape, results = record(lambda: [x + torch.rand(4, 6) + torch.zeros(4, 6)])
+    run, (found,) = program(tape, {}, results, [None])
+    run()
+    before = found.clone()
+    run()
+    assert not torch.equal(before, found)
+
+
+def test_nothing_is_copied_or_viewed_in_a_run_that_could_be_before():
+    layer, x = nn.Linear(4, 3), torch.randn(6, 4)
+    weights = list(layer.parameters())
+    tape, results = record(lambda: torch.autograd.grad(layer(x).square().sum(), weights))
+    names = [tape.ref(w).number for w in weights]
+    for w in weights:
+        w.data = w.data.clone()  # as parameters move to lie side by side
+    targets = [torch.empty(3, 4), torch.empty(3)]
+    run, _ = program(tape, dict(zip(names, weights, strict=True)), results, targets)
+    with Calls() as seen, torch.no_grad():
+        run()
+    assert not seen.names & {"aten::copy_", "aten::t", "aten::view"}
+    for mine, own in zip(
+        targets, torch.autograd.grad(layer(x).square().sum(), weights), strict=True
+    ):
+        torch.testing.assert_close(mine, own)
+
+
+class Calls(TorchDispatchMode):
+    """Names of the operations that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket._qualified_op_name)
+        return func(*args, **(kwargs or {}))
 
 
 def test_a_recording_that_differs_on_other_numbers_is_not_used():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from refold.ops import products
-from refold.recording.tape import NotReplayable, Ref, Tape, mapped
+from refold.recording.tape import Call, NotReplayable, Ref, Tape, mapped
 
 aten = torch.ops.aten
 QUICK: dict[Any, Callable[..., Any]] = {
@@ -55,6 +55,8 @@ class _Builder:
         self.fixed: dict[int, Tensor] = {
             n: places.get(n, tape.tensors[n]).detach() for n in tape.given
         }
+        self.constants: set[int] = set()  # numbers of tensors that no given one has a part in
+        self.changed: set[int] = set()  # addresses of what calls write to
         self.names: dict[str, Any] = {}
         self.lines: list[str] = []
         self.last: dict[int, int] = {}  # by address of the memory: the last call that needs it
@@ -68,14 +70,19 @@ class _Builder:
         """Write the function."""
         for i, call in enumerate(self.tape.calls):
             mapped(lambda r, i=i: self._note(r, i), (call.args, call.kwargs), Ref)
-        made_by = {self._address(o): c for c in self.tape.calls for o in reversed(c.outs)}
+            if call.op._schema.is_mutable:
+                mapped(lambda r: self.changed.add(self._address(r)), (call.args, call.kwargs), Ref)
+        made_by: dict[int, Call] = {}  # by address: the call that took the memory first
+        for call in self.tape.calls:
+            for made in call.outs:
+                made_by.setdefault(self._address(made), call)
         for result, target in zip(results, targets, strict=True):
             if result is None:
                 continue
             self.last[self._address(result)] = len(self.tape.calls)
             value = self.tape.tensors[result.number]
             call = made_by.get(self._address(result))
-            if target is None or call is None or call.op.is_view:
+            if target is None or call is None or call.op.is_view or result.number in self.fixed:
                 continue
             whole = self.tape.tensors[call.outs[0].number]
             fits = whole.untyped_storage().nbytes() == target.numel() * target.itemsize
@@ -103,7 +110,7 @@ class _Builder:
         return self.names.pop("run"), out  # else it would hold itself
 
     def _address(self, ref: Ref) -> int:
-        return self.tape.tensors[ref.number].untyped_storage().data_ptr()
+        return self.tape.storages[ref.number]
 
     def _note(self, ref: Ref, call: int) -> None:
         self.last[self._address(ref)] = call
@@ -130,14 +137,17 @@ class _Builder:
                 found[i] = after
         return found
 
-    def _write(self, call: Any, after: Any = None) -> None:
+    def _write(self, call: Call, after: Any = None) -> None:
         """Work a view out, or write a line; ``after`` rectifies what a product gives."""
         refs: list[Ref] = []
         mapped(refs.append, (call.args, call.kwargs), Ref)
         fixed = all(r.number in self.fixed for r in refs)
         mine = {self._address(r) for r in refs}
         aliases = [self._address(o) in mine for o in call.outs]
-        if call.op._schema.is_mutable:
+        if self._constant(call, refs):
+            self._fix(call)
+            self.constants |= {o.number for o in call.outs}
+        elif call.op._schema.is_mutable:
             self._call(call, call.op, "")
             for out in call.outs:
                 self._same(out, refs)
@@ -145,9 +155,7 @@ class _Builder:
             if not all(aliases):
                 raise NotReplayable(call.op.name())
             if fixed:
-                found = self._run(call)
-                for out, tensor in zip(call.outs, found, strict=True):
-                    self.fixed[out.number] = tensor
+                self._fix(call)
             else:
                 self._assign(call)
         elif call.op in COPIES:
@@ -172,7 +180,7 @@ class _Builder:
             outs = ", ".join(f"{k}={self._value(o)}" for k, o in zip(names, call.outs, strict=True))
             self._call(call, op, outs)
 
-    def _operands(self, call: Any) -> tuple[Ref, Ref, Ref | None, bool] | None:
+    def _operands(self, call: Call) -> tuple[Ref, Ref, Ref | None, bool] | None:
         """Rows, weight and bias of a product that is for oneDNN, and whether it turns the weight.
 
         None where it is none, or where oneDNN would not be faster.
@@ -187,7 +195,7 @@ class _Builder:
         pays = plain and products.pays(self._tensor(x), columns)
         return (x, weight, bias, turns) if pays else None
 
-    def _product(self, call: Any, after: Any) -> str | None:
+    def _product(self, call: Call, after: Any) -> str | None:
         """Write a product of two matrices for oneDNN, where that is faster."""
         found = self._operands(call)
         if found is None:
@@ -210,12 +218,20 @@ class _Builder:
             return
         raise NotReplayable("a view of what is changed")
 
-    def _run(self, call: Any) -> tuple[Tensor, ...]:
+    def _constant(self, call: Call, refs: Sequence[Ref]) -> bool:
+        """Whether a call gives the same in every run, and nothing writes over it."""
+        drawn = torch.Tag.nondeterministic_seeded in call.op.tags
+        known = all(r.number in self.constants for r in refs)
+        return known and not drawn and not {*map(self._address, call.outs)} & self.changed
+
+    def _fix(self, call: Call) -> None:
+        """Work out now what a call gives."""
         args, kwargs = mapped(lambda r: self.fixed[r.number], (call.args, call.kwargs), Ref)
         found = call.op(*args, **kwargs)
-        return (found,) if call.single else tuple(found)
+        for out, tensor in zip(call.outs, (found,) if call.single else found, strict=True):
+            self.fixed[out.number] = tensor
 
-    def _arguments(self, call: Any) -> str:
+    def _arguments(self, call: Call) -> str:
         text = [self._text(a) for a in call.args]
         return ", ".join([*text, *(f"{k}={self._text(v)}" for k, v in call.kwargs.items())])
 
@@ -226,12 +242,12 @@ class _Builder:
             return f"[{', '.join(map(self._text, value))}]"
         return self._name(value)
 
-    def _call(self, call: Any, op: Any, more: str) -> None:
+    def _call(self, call: Call, op: Any, more: str) -> None:
         function = self._name(QUICK.get(op, op._op))
         arguments = ", ".join(filter(None, (self._arguments(call), more)))
         self.lines.append(f"{function}({arguments})")
 
-    def _assign(self, call: Any) -> None:
+    def _assign(self, call: Call) -> None:
         self._call(call, call.op, "")
         left = ", ".join(f"t{o.number}" for o in call.outs)
         self.lines[-1] = f"{left}{'' if call.single else ','} = {self.lines[-1]}"

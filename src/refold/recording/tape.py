@@ -46,6 +46,8 @@ class Tape:
 
     calls: list[Call] = field(default_factory=list[Call])
     tensors: list[Tensor] = field(default_factory=list[Tensor])
+    storages: list[int] = field(default_factory=list[int])
+    """Where the memory of each began when it was met: tensors may have moved since."""
     given: set[int] = field(default_factory=set[int])
     """Numbers of tensors that no call made."""
     _known: dict[int, int] = field(default_factory=dict[int, int])
@@ -68,6 +70,7 @@ class Tape:
 
     def _add(self, tensor: Tensor) -> int:
         self.tensors.append(tensor)
+        self.storages.append(tensor.untyped_storage().data_ptr())
         self._known[id(tensor)] = self._places[place(tensor)] = len(self.tensors) - 1
         return len(self.tensors) - 1
 
