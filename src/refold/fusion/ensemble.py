@@ -104,15 +104,15 @@ class Ensemble(Fusion):
 
         Where a latent takes several numbers an entry, the first ones of all members come first.
         """
-        h = self.down(join(hidden, self.inputs))
-        h = h.unflatten(2, (self.into // self.code, -1)).permute(1, 2, 0, 3).flatten(1)
+        h = self.down(join(hidden, self.inputs).t())
+        h = h.unflatten(1, (self.into // self.code, -1)).permute(3, 1, 0, 2).flatten(1)
         return h * self.used if self.narrowed else h
 
     def decode(self, z: Tensor) -> dict[str, Tensor]:
         """Unfold by every member, ``[members * B, C]``, and part."""
         z = z * self.used[: self.code] if self.narrowed else z
-        each = self.up(z.unflatten(1, (self.members, -1)).transpose(0, 1))
-        return part(each.flatten(0, 1), self.outputs)
+        each = self.up(z.unflatten(1, (self.members, -1)).permute(1, 2, 0))
+        return part(each.mT.flatten(0, 1), self.outputs)
 
     def linear_path(self) -> LinearPath | None:
         """Return None: members that all began at the principal components would stay alike."""
@@ -132,7 +132,7 @@ class Ensemble(Fusion):
 
 @final
 class SideBySide(nn.Module):
-    """Linear layers of all members: ``[M, B, I]``, or ``[B, I]`` that all meet, to ``[M, B, O]``.
+    """Linear layers of all members: ``[M, I, B]``, or ``[I, B]`` that all meet, to ``[M, O, B]``.
 
     Their weights and biases stand one below the other in one :attr:`linear` layer.
     """
@@ -157,14 +157,14 @@ class SideBySide(nn.Module):
         self.start = self.linear.bias.new_zeros(len(self.linear.bias) // self.members)
 
     def forward(self, h: Tensor) -> Tensor:
-        """Multiply all at once."""
+        """Multiply all at once; with weights first, no product has to be turned in memory."""
         h = h.expand(self.members, *h.shape) if h.dim() == 2 else h
-        weight = self.linear.weight.unflatten(0, (self.members, -1)).mT
+        weight = self.linear.weight.unflatten(0, (self.members, -1))
         bias = cast("Tensor | None", self.linear.bias)
         if bias is None:
-            return torch.bmm(h, weight)
-        bias = bias.unflatten(0, (self.members, 1, -1))
-        return torch.baddbmm(bias if self.start is None else bias + self.start, h, weight)
+            return torch.bmm(weight, h)
+        bias = bias.unflatten(0, (self.members, -1, 1))
+        return torch.baddbmm(bias if self.start is None else bias + self.start[:, None], weight, h)
 
 
 def together(stacks: Sequence[nn.Sequential]) -> list[nn.Module]:
