@@ -2,82 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from torch import Tensor, nn
 
-import torch
-from torch import nn
-
-from cases.dense import RATE, products
-from cases.rows import HELD, JUDGED, judged, table
-from contest import Case, Found, Prepare, Run
+from cases.learning import Bare, fitted, looped
+from cases.rows import HELD, table
+from contest import Case, Prepare
 
 COLUMNS, CODE, BATCH, WEIGHT = 784, 64, 256, 0.1
 
 
 def ours(rows: int, epochs: int, precision: str) -> Prepare:
     """Return all of ``fit``."""
-
-    def prepare() -> Run:
-        import refold
-
-        x = table(rows + HELD, COLUMNS)
-
-        def run() -> Callable[[], Found]:
-            ae = refold.Autoencoder(
-                f"kl(size={CODE}, weight=0.0)",
-                recipe="dense",
-                hidden=(),
-                penalties=(f"contractive(weight={WEIGHT}, method=closed)",),
-                weights="equal",
-                epochs=epochs,
-                batch_size=BATCH,
-                optimizer="adam",
-                lr=RATE,
-                schedule="constant",
-                patience=epochs + 1,
-                validation=HELD / len(x),
-                precision=precision,
-            ).fit(x)
-            return lambda: judged(x, ae.reconstruct(x[:JUDGED]), products(ae))
-
-        return run
-
-    return prepare
+    return fitted(
+        lambda: table(rows + HELD, COLUMNS),
+        f"kl(size={CODE}, weight=0.0)",
+        epochs,
+        BATCH,
+        precision,
+        recipe="dense",
+        hidden=(),
+        penalties=(f"contractive(weight={WEIGHT}, method=closed)",),
+    )
 
 
-def bare(rows: int, epochs: int) -> Prepare:
-    """Return the plain loop: the norm is the squared slopes times the squared weights."""
+def by_hand() -> Bare:
+    """Return two layers; the norm is the squared slopes times the squared weights."""
+    down, up = nn.Linear(COLUMNS, CODE), nn.Linear(CODE, COLUMNS)
 
-    def prepare() -> Run:
-        x = table(rows, COLUMNS)
+    def cost(batch: Tensor) -> Tensor:
+        z = down(batch).sigmoid()
+        slopes = (z * (1 - z)).square()
+        norms = slopes @ down.weight.square().sum(1)
+        errors = 0.5 * (up(z) - batch).square().sum(1)
+        return (errors + WEIGHT * norms).mean()
 
-        def run() -> Callable[[], Found]:
-            seen = torch.from_numpy(x)
-            down, up = nn.Linear(COLUMNS, CODE), nn.Linear(CODE, COLUMNS)
-            both = [*down.parameters(), *up.parameters()]
-            optimizer = torch.optim.Adam(both, lr=RATE, fused=True)
-            for _ in range(epochs):
-                order = torch.randperm(len(seen))
-                for start in range(0, len(seen), BATCH):
-                    batch = seen.index_select(0, order[start : start + BATCH])
-                    z = down(batch).sigmoid()
-                    slopes = (z * (1 - z)).square()
-                    norms = slopes @ down.weight.square().sum(1)
-                    errors = 0.5 * (up(z) - batch).square().sum(1)
-                    loss = (errors + WEIGHT * norms).mean()
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                    optimizer.step()
-
-            def tell() -> Found:
-                with torch.inference_mode():
-                    return judged(x, up(down(seen[:JUDGED]).sigmoid()))
-
-            return tell
-
-        return run
-
-    return prepare
+    return Bare(nn.ModuleList([down, up]), cost, lambda x: up(down(x).sigmoid()))
 
 
 def cases(quick: bool) -> list[Case]:
@@ -92,7 +51,7 @@ def cases(quick: bool) -> list[Case]:
                 "refold float32": ours(rows, epochs, "float32"),
                 "refold auto": ours(rows, epochs, "auto"),
             },
-            {"bare loop": bare(rows, epochs)},
+            {"bare loop": looped(lambda: table(rows, COLUMNS), by_hand, epochs, BATCH)},
             flops=2.0 * (3 * 2 - 1) * COLUMNS * CODE * rows * epochs,
         )
     ]

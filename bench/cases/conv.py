@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
-import torch.nn.functional as F
 from torch import nn
 
-from cases.dense import RATE, products, train
-from cases.rows import HELD, JUDGED, judged, pixels
-from contest import Case, Found, Prepare, Run
+from cases.learning import Bare, fitted, looped
+from cases.rows import HELD, pixels
+from contest import Case, Prepare
 
 BATCH, CODE, CHANNELS = 128, 16, (32, 64)
 SIDE = 28
@@ -34,54 +30,16 @@ def network() -> nn.Sequential:
 
 def ours(rows: int, epochs: int, precision: str) -> Prepare:
     """Return all of ``fit``."""
-
-    def prepare() -> Run:
-        import refold
-
-        x = pixels(rows + HELD).reshape(-1, SIDE, SIDE)
-
-        def run() -> Callable[[], Found]:
-            ae = refold.Autoencoder(
-                CODE,
-                recipe="conv",
-                hidden=(),
-                fields=FIELD,
-                weights="equal",
-                epochs=epochs,
-                batch_size=BATCH,
-                optimizer="adam",
-                lr=RATE,
-                schedule="constant",
-                patience=epochs + 1,
-                validation=HELD / len(x),
-                precision=precision,
-            ).fit(x)
-            return lambda: judged(x, ae.reconstruct(x[:JUDGED]), products(ae))
-
-        return run
-
-    return prepare
-
-
-def bare(rows: int, epochs: int) -> Prepare:
-    """Return the plain loop."""
-
-    def prepare() -> Run:
-        x = pixels(rows)
-
-        def run() -> Callable[[], Found]:
-            net = network()
-            train(net, torch.from_numpy(x), epochs, BATCH, F.mse_loss)
-
-            def tell() -> Found:
-                with torch.inference_mode():
-                    return judged(x, net(torch.from_numpy(x[:JUDGED])))
-
-            return tell
-
-        return run
-
-    return prepare
+    return fitted(
+        lambda: pixels(rows + HELD).reshape(-1, SIDE, SIDE),
+        CODE,
+        epochs,
+        BATCH,
+        precision,
+        recipe="conv",
+        hidden=(),
+        fields=FIELD,
+    )
 
 
 def flops(rows: int, epochs: int) -> float:
@@ -103,7 +61,11 @@ def cases(quick: bool) -> list[Case]:
                 "refold float32": ours(rows, epochs, "float32"),
                 "refold auto": ours(rows, epochs, "auto"),
             },
-            {"bare loop": bare(rows, epochs)},
+            {
+                "bare loop": looped(
+                    lambda: pixels(rows), lambda: Bare.squared(network()), epochs, BATCH
+                )
+            },
             flops=flops(rows, epochs),
         )
     ]

@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cases.learning import RATE, Bare, by_pythae, fitted, looped
 from cases.rows import HELD, JUDGED, Rows, judged, table
-from contest import FULL, HALF, Case, Found, Prepare, Run
-
-RATE = 1e-3
+from contest import Case, Found, Prepare, Run
 
 
 @dataclass(frozen=True)
@@ -56,86 +55,34 @@ class Dense:
         """Rows to learn from."""
         return table(self.rows + more, self.columns)
 
-
-def ours(net: Dense, precision: str = "float32") -> Prepare:
-    """Return all of ``fit`` from an array; the rows held out come on top."""
-
-    def prepare() -> Run:
+    def learnt(self) -> Any:
+        """Return refold's model of these layers, for cases where it may have learnt little."""
         import refold
 
-        x = net.data(HELD)
-
-        def run() -> Callable[[], Found]:
-            ae = refold.Autoencoder(
-                net.code,
-                recipe="dense",
-                hidden=net.hidden,
-                fusion="concat(linear=False)",
-                weights="equal",
-                epochs=net.epochs,
-                batch_size=net.batch,
-                optimizer="adam",
-                lr=RATE,
-                schedule="constant",
-                patience=net.epochs + 1,
-                validation=HELD / len(x),
-                precision=precision,
-            ).fit(x)
-            return lambda: judged(x, ae.reconstruct(x[:JUDGED]), products(ae))
-
-        return run
-
-    return prepare
+        return refold.Autoencoder(
+            self.code, recipe="dense", hidden=self.hidden, fusion="concat(linear=False)", epochs=1
+        ).fit(self.data())
 
 
-def products(ae: Any) -> str:
-    """Numbers that a fitted model was trained in, if only until they no longer sufficed."""
-    said = [reason for reason in ae.reasons_ if HALF in reason]
-    return HALF if said and not said[0].startswith(f"{HALF} until step 0,") else FULL
-
-
-def seen(network: nn.Module, x: Rows) -> Found:
-    """How well a network that takes and gives rows does."""
-    network.eval()
-    with torch.inference_mode():
-        return judged(x, network(torch.from_numpy(x[:JUDGED])).numpy())
+def ours(net: Dense, precision: str = "float32") -> Prepare:
+    """Return all of ``fit``; the rows held out come on top."""
+    return fitted(
+        lambda: net.data(HELD),
+        net.code,
+        net.epochs,
+        net.batch,
+        precision,
+        recipe="dense",
+        hidden=net.hidden,
+        fusion="concat(linear=False)",
+    )
 
 
 def bare(net: Dense, threads: int | None = None) -> Prepare:
-    """Return the least that a loop can do: batches by index from memory, a fused optimiser."""
-
-    def prepare() -> Run:
-        x = net.data()
-        if threads is not None:
-            torch.set_num_threads(threads)
-
-        def run() -> Callable[[], Found]:
-            network = net.network()
-            train(network, torch.from_numpy(x), net.epochs, net.batch)
-            return lambda: seen(network, x)
-
-        return run
-
-    return prepare
-
-
-def train(
-    network: nn.Module,
-    x: Tensor,
-    epochs: int,
-    batch: int,
-    cost: Callable[[Tensor, Tensor], Tensor] = F.mse_loss,
-) -> None:
-    """Train on the cost of what the network gives and the rows themselves."""
-    optimizer = torch.optim.Adam(network.parameters(), lr=RATE, fused=True)
-    for _ in range(epochs):
-        order = torch.randperm(len(x))
-        for start in range(0, len(x), batch):
-            rows = x.index_select(0, order[start : start + batch])
-            loss = cost(network(rows), rows)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+    """Return the plain loop."""
+    return looped(
+        net.data, lambda: Bare.squared(net.network()), net.epochs, net.batch, threads=threads
+    )
 
 
 def lightning(net: Dense) -> Prepare:
@@ -165,7 +112,7 @@ def lightning(net: Dense) -> Prepare:
             with tempfile.TemporaryDirectory() as folder:
                 trainer = lightning.Trainer(max_epochs=net.epochs, default_root_dir=folder)
                 trainer.fit(module, loader)
-            return lambda: seen(module.network, x)
+            return lambda: Bare.squared(module.network).told(x)
 
         return run
 
@@ -230,11 +177,9 @@ def pythae(net: Dense) -> Prepare:
     """Return Pythae's trainer of its plain autoencoder with these layers."""
 
     def prepare() -> Run:
-        from pythae.data.datasets import BaseDataset
         from pythae.models import AE, AEConfig
         from pythae.models.base.base_utils import ModelOutput
         from pythae.models.nn import BaseDecoder, BaseEncoder
-        from pythae.trainers import BaseTrainer, BaseTrainerConfig
 
         class Encoder(BaseEncoder):
             def __init__(self) -> None:
@@ -257,22 +202,9 @@ def pythae(net: Dense) -> Prepare:
         def run() -> Callable[[], Found]:
             config = AEConfig(input_dim=(net.columns,), latent_dim=net.code)
             model = AE(config, Encoder(), Decoder())
-            with tempfile.TemporaryDirectory() as folder:
-                training = BaseTrainerConfig(
-                    output_dir=folder,
-                    num_epochs=net.epochs,
-                    per_device_train_batch_size=net.batch,
-                    learning_rate=RATE,
-                    optimizer_cls="Adam",
-                    optimizer_params={"fused": True},
-                    no_cuda=True,
-                )
-                rows = torch.from_numpy(x)
-                BaseTrainer(
-                    model, BaseDataset(rows, torch.zeros(len(x))), training_config=training
-                ).train()
+            by_pythae(model, x, net.epochs, net.batch)
             both = nn.Sequential(model.encoder.layers, model.decoder.layers)
-            return lambda: seen(both, x)
+            return lambda: Bare.squared(both).told(x)
 
         return run
 

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from cases.learning import RATE, plan
 from cases.rows import HELD, Rows, table
 from contest import Case, Found, Prepare, Run
 
-COLUMNS, WIDTHS, BATCH, RATE = 30, (64, 32), 32, 1e-3
+COLUMNS, WIDTHS, BATCH = 30, (64, 32), 32
 UNUSUAL = 50  # one row in so many has three of its columns from others
 
 
@@ -38,10 +39,12 @@ def ours(rows: int, epochs: int) -> Prepare:
 
         def run() -> Callable[[], Found]:
             ae = refold.Autoencoder(
-                WIDTHS[1], recipe="dense", hidden=WIDTHS[:1], fusion="concat(linear=False)",
-                epochs=epochs, batch_size=BATCH, optimizer="adam", lr=RATE, schedule="constant",
-                patience=epochs + 1, validation=HELD / len(x),
-            ).fit(x)  # fmt: skip
+                WIDTHS[1],
+                recipe="dense",
+                hidden=WIDTHS[:1],
+                fusion="concat(linear=False)",
+                **plan(len(x), epochs, BATCH),
+            ).fit(x)
             scores = -ae.score_samples(x[:rows])
             return lambda: Found(told(scores, odd[:rows]))
 

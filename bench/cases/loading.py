@@ -23,9 +23,7 @@ def model() -> Prepare:
         import refold
 
         kept = tempfile.TemporaryDirectory()
-        refold.Autoencoder(
-            NET.code, recipe="dense", hidden=NET.hidden, fusion="concat(linear=False)", epochs=1
-        ).fit(NET.data()).save(Path(kept.name) / "model")
+        NET.learnt().save(Path(kept.name) / "model")
 
         def run() -> Callable[[], Found]:
             assert refold.load(Path(kept.name) / "model").spec_.size == NET.code

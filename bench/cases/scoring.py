@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,20 +15,11 @@ NET = Dense(30, (64,), 8, rows=5_000, epochs=1)
 BATCH = 256
 
 
-def fitted() -> Any:
-    """Return a model of the layers; how well it learnt does not matter here."""
-    import refold
-
-    return refold.Autoencoder(
-        NET.code, recipe="dense", hidden=NET.hidden, fusion="concat(linear=False)", epochs=1
-    ).fit(table(NET.rows, NET.columns))
-
-
 def ours(rows: int, *, scored: bool) -> Prepare:
     """Return refold's scores, or codes."""
 
     def prepare() -> Run:
-        ae, x = fitted(), table(rows, NET.columns)
+        ae, x = NET.learnt(), table(rows, NET.columns)
 
         def run() -> Callable[[], Found]:
             found = ae.score_samples(x) if scored else ae.transform(x)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cases.dense import RATE, products
+from cases.learning import Bare, by_pythae, fitted, looped
 from cases.rows import HELD, JUDGED, judged, pixels
 from contest import Case, Found, Prepare, Run
 
@@ -19,34 +18,17 @@ FIELD = {"x": "vector(scale='unit', likelihood='bernoulli')"}
 
 def ours(rows: int, epochs: int, precision: str) -> Prepare:
     """Return all of ``fit``."""
-
-    def prepare() -> Run:
-        import refold
-
-        x = pixels(rows + HELD)
-
-        def run() -> Callable[[], Found]:
-            ae = refold.Autoencoder(
-                f"gaussian(size={CODE})",
-                recipe="vae",
-                hidden=(HIDDEN,),
-                fields=FIELD,
-                weights="equal",
-                epochs=epochs,
-                batch_size=BATCH,
-                optimizer="adam",
-                lr=RATE,
-                schedule="constant",
-                patience=epochs + 1,
-                validation=HELD / len(x),
-                precision=precision,
-            ).fit({"x": x})
-            seen = {"x": x[:JUDGED]}
-            return lambda: judged(x, ae.reconstruct(seen)["x"], products(ae))
-
-        return run
-
-    return prepare
+    return fitted(
+        lambda: pixels(rows + HELD),
+        f"gaussian(size={CODE})",
+        epochs,
+        BATCH,
+        precision,
+        field="x",
+        recipe="vae",
+        hidden=(HIDDEN,),
+        fields=FIELD,
+    )
 
 
 class Vae(nn.Module):
@@ -72,64 +54,28 @@ class Vae(nn.Module):
         return self.decoder(self.encoder(x)[:, :CODE]).sigmoid()
 
 
-def bare(rows: int, epochs: int) -> Prepare:
-    """Return the plain loop."""
-
-    def prepare() -> Run:
-        x = pixels(rows)
-
-        def run() -> Callable[[], Found]:
-            net, seen = Vae(), torch.from_numpy(x)
-            optimizer = torch.optim.Adam(net.parameters(), lr=RATE, fused=True)
-            for _ in range(epochs):
-                order = torch.randperm(len(seen))
-                for start in range(0, len(seen), BATCH):
-                    loss = net(seen.index_select(0, order[start : start + BATCH]))
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                    optimizer.step()
-
-            def tell() -> Found:
-                with torch.inference_mode():
-                    return judged(x, net.back(seen[:JUDGED]))
-
-            return tell
-
-        return run
-
-    return prepare
+def by_hand() -> Bare:
+    """Return the plain network."""
+    net = Vae()
+    return Bare(net, net, net.back)
 
 
 def pythae(rows: int, epochs: int) -> Prepare:
     """Return Pythae's own model and trainer."""
 
     def prepare() -> Run:
-        from pythae.data.datasets import BaseDataset
         from pythae.models import VAE, VAEConfig
-        from pythae.trainers import BaseTrainer, BaseTrainerConfig
 
         x = pixels(rows)
 
         def run() -> Callable[[], Found]:
             config = VAEConfig(input_dim=(COLUMNS,), latent_dim=CODE, reconstruction_loss="bce")
-            model, seen = VAE(config), torch.from_numpy(x)
-            with tempfile.TemporaryDirectory() as folder:
-                training = BaseTrainerConfig(
-                    output_dir=folder,
-                    num_epochs=epochs,
-                    per_device_train_batch_size=BATCH,
-                    learning_rate=RATE,
-                    optimizer_cls="Adam",
-                    optimizer_params={"fused": True},
-                    no_cuda=True,
-                )
-                BaseTrainer(
-                    model, BaseDataset(seen, torch.zeros(len(x))), training_config=training
-                ).train()
+            model = VAE(config)
+            by_pythae(model, x, epochs, BATCH)
 
             def tell() -> Found:
                 with torch.inference_mode():
-                    code = model.encoder(seen[:JUDGED]).embedding
+                    code = model.encoder(torch.from_numpy(x[:JUDGED])).embedding
                     return judged(x, model.decoder(code)["reconstruction"])
 
             return tell
@@ -152,7 +98,10 @@ def cases(quick: bool) -> list[Case]:
                 "refold float32": ours(rows, epochs, "float32"),
                 "refold auto": ours(rows, epochs, "auto"),
             },
-            {"bare loop": bare(rows, epochs), "Pythae": pythae(rows, epochs)},
+            {
+                "bare loop": looped(lambda: pixels(rows), by_hand, epochs, BATCH),
+                "Pythae": pythae(rows, epochs),
+            },
             flops=2.0 * (3 * sizes - COLUMNS * HIDDEN) * rows * epochs,
         )
     ]
