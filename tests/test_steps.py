@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 
 import refold
+from refold.errors import InputWarning
 from refold.recording.tape import NotReplayable, record
 from refold.training import fit as loop
 from refold.training.plan import Plan
@@ -155,6 +158,161 @@ def test_a_recording_that_does_not_agree_is_never_used():
     assert list(step.recorded.values()) == [None]
 
 
+def side_by_side(model, twin, plan, rows):
+    """Step a model by replay and its twin plainly; say how far apart each step leaves them."""
+    step = Replay(model, plan, torch.device("cpu"))
+    plain = Eager(twin, plan, torch.device("cpu"))
+    apart = []
+    for i in range(plan.steps):
+        seen = rows(i)
+        mine, other = step.take(seen, seen), plain.take(seen, seen)
+        costs = [float(mine[k][0]) - float(other[k][0]) for k in other]
+        pairs = zip(model.parameters(), twin.parameters(), strict=True)
+        moved = [float((a - b).detach().abs().max()) for a, b in pairs]
+        apart.append(max(map(abs, [*costs, *moved])))
+    return step, apart
+
+
+@pytest.mark.parametrize(("steps", "noticed"), [(80, 65), (14, 13)])
+def test_a_step_that_is_another_from_the_tenth_on_is_noticed_and_said(steps, noticed):
+    now = 0
+    models = [made_model()[0] for _ in range(2)]
+    for model in models:
+        model.latent = Meddling(model.latent, lambda: 1.0 if now < 9 else 1.5)
+    batch = made_model()[1]
+
+    def rows(i):
+        nonlocal now
+        now = i
+        return batch
+
+    plan = Plan.choose(330, batch_size=330, epochs=steps, optimizer="sgd", lr=1e-2)
+    assert plan.steps == steps
+    with pytest.warns(InputWarning, match="does something else than when") as said:
+        step, apart = side_by_side(*models, plan, rows)
+    assert len(said) == 1
+    assert list(step.recorded.values()) == [None]
+    assert max(apart[:9]) < 1e-5
+    assert all(a > 1e-4 for a in apart[9:noticed])  # what a recording cannot know
+
+
+def test_a_step_that_stays_the_same_is_compared_without_a_trace():
+    (model, batch), (twin, _) = made_model(), made_model()
+    plan = Plan.choose(330, batch_size=330, epochs=140, optimizer="sgd")
+    steps = [Replay(m, plan, torch.device("cpu")) for m in (model, twin)]
+    for i in range(plan.steps):
+        mine = {k: v.clone() for k, (v, _) in steps[0].take(batch, batch).items()}
+        for recorded in steps[1].recorded.values():
+            recorded.again = plan.steps  # its twin compares at the last step alone
+        other = steps[1].take(batch, batch)
+        assert all(torch.equal(mine[k], other[k][0]) for k in mine), i
+    (found,) = steps[0].recorded.values()
+    assert found.trusted
+    assert found.again == 512
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_run_taken_up_is_compared_at_other_steps_and_is_the_same():
+    (model, batch), (twin, _) = made_model(), made_model()
+    plan = Plan.choose(330, batch_size=330, epochs=100)
+    whole = Replay(model, plan, torch.device("cpu"))
+    for _ in range(50):
+        whole.take(batch, batch)
+    kept = {k: v.clone() for k, v in whole.state().items()}
+    twin.load_state_dict({k: v.clone() for k, v in model.state_dict().items()})
+    rest = Replay(twin, plan, torch.device("cpu"))
+    rest.restore(kept)
+    rest.remember(whole.remembered())
+    for _ in range(50):
+        whole.take(batch, batch)
+        rest.take(batch, batch)
+    assert whole.taken == rest.taken == 100
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_rounding_is_not_taken_for_a_change(monkeypatch):
+    model, batch = made_model()
+    step = Replay(model, Plan.choose(330, batch_size=330, epochs=90), torch.device("cpu"))
+    for _ in range(5):
+        step.take(batch, batch)
+    plainly = step._plainly
+
+    def rounded(*given):
+        costs = plainly(*given)
+        for gradient in step.flat.gradients:
+            gradient.mul_(1.01)
+        return costs
+
+    monkeypatch.setattr(step, "_plainly", rounded)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(85):
+            step.take(batch, batch)
+    (found,) = step.recorded.values()
+    assert found.trusted
+
+
+class Branching(torch.nn.Module):
+    """A latent with a shift that batches of an even number of rows do without."""
+
+    def __init__(self, latent):
+        super().__init__()
+        self.latent, self.shift = latent, torch.nn.Parameter(torch.full((2,), 0.1))
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("latent"), name)
+
+    def forward(self, h):
+        return self.latent(h + self.shift if len(h) % 2 else h)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "odd_first"),
+    [("adamw", True), ("adamw", False), ("sgd(momentum=0.9, weight_decay=0.01)", True)],
+)
+def test_a_parameter_that_a_later_batch_does_without_stays_where_it_is(optimizer, odd_first):
+    models = [made_model()[0] for _ in range(2)]
+    for model in models:
+        model.latent = Branching(model.latent)
+    batch = made_model()[1]
+    odd, even = batch.rows(slice(0, 65)), batch.rows(slice(0, 64))
+    first, last = (odd, even) if odd_first else (even, odd)
+    plan = Plan.choose(330, batch_size=65, epochs=4, optimizer=optimizer, lr=1e-2)
+    step, apart = side_by_side(*models, plan, lambda i: last if i % 6 == 5 else first)
+    assert step.given_up
+    assert max(apart) < 2e-5
+    assert all(p.is_leaf for p in models[0].parameters())
+    assert len({p.untyped_storage().data_ptr() for p in models[0].parameters()}) > 1
+
+
+def test_a_gradient_that_is_no_longer_there_is_not_taken_from_the_step_before():
+    drop = False
+
+    class Gated(Branching):
+        def forward(self, h):
+            return self.latent(h if drop else h + self.shift)
+
+    models = [made_model()[0] for _ in range(2)]
+    for model in models:
+        model.latent = Gated(model.latent)
+    batch = made_model()[1]
+
+    def rows(i):
+        nonlocal drop
+        drop = i >= 14
+        return batch
+
+    plan = Plan.choose(330, batch_size=330, epochs=24, optimizer="sgd(momentum=0.9)", lr=1e-2)
+    step, apart = side_by_side(*models, plan, rows)
+    assert step.given_up
+    assert max(apart[:14]) < 1e-5
+
+
 def test_what_a_number_decides_is_left_to_plain_steps():
     model, batch = made_model()
     model.latent = Meddling(model.latent, lambda: float(torch.rand(())))
@@ -193,6 +351,44 @@ def test_parts_from_elsewhere_are_stepped_plainly():
     assert suits(model, plan, torch.device("cpu"))
     model.latent = Meddling(model.latent, lambda: 1.0)
     assert not suits(model, plan, torch.device("cpu"))
+
+
+class Tiring(torch.nn.Module):
+    """A network that sees half as well from its fortieth look on."""
+
+    def __init__(self):
+        super().__init__()
+        self.looks = 0
+
+    def forward(self, x):
+        self.looks += 1
+        return x if self.looks < 40 else 0.5 * x
+
+
+def test_a_network_of_the_user_is_asked_at_every_step(monkeypatch):
+    def fitted():
+        look = refold.penalties.Perceptual(network=Tiring(), weight=0.5)
+        options = {"epochs": 5, "batch_size": 64, "penalties": (look,)}
+        return refold.Autoencoder(3, **options).fit(rows()).history_
+
+    ours = fitted()
+    plainly(monkeypatch)
+    for mine, other in zip(ours, fitted(), strict=True):
+        assert mine["valid_loss"] == other["valid_loss"]
+
+
+def test_batches_that_lie_in_one_place_only_sometimes_are_told_apart():
+    model, batch = made_model()
+    twin, _ = made_model()
+    plan = Plan.choose(330, batch_size=330, optimizer="sgd")
+    step = Replay(model, plan, torch.device("cpu"))
+    plain = Eager(twin, plan, torch.device("cpu"))
+    noisy = Batch({k: v + 1.0 for k, v in batch.x.items()}, batch.observed)
+    same = Batch({k: v.view_as(v) for k, v in batch.x.items()}, batch.observed)
+    for seen in (same, same, same, noisy, noisy, same):
+        mine, other = step.take(seen, batch), plain.take(seen, batch)
+        for name, (value, _) in other.items():
+            assert float(mine[name][0]) == pytest.approx(float(value), rel=1e-5)
 
 
 def test_a_batch_of_which_a_part_is_the_clean_one_is_another_kind_of_batch():

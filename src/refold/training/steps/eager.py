@@ -70,13 +70,17 @@ class Eager(Step):
         del costs, reached, values
         if self.ranks is not None:
             self.ranks.add_gradients(self.parameters)
+        self.move()
+        return shown
+
+    def move(self) -> None:
+        """Have every optimiser move its parameters by their gradients."""
         for body in self.constrained:
             body.project()
         for each, _ in self.optimizers:
             each.step()
         for body in self.constrained:
             body.constrain()
-        return shown
 
     def set_format(self, *, bfloat16: bool) -> None:
         """Enter autocast or not; it costs as much as a small layer even where it does nothing."""

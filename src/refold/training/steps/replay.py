@@ -2,40 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self, final
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from refold.errors import InputWarning
 from refold.fusion import Lateral
 from refold.model import Model
 from refold.recording.program import program
-from refold.recording.recording import close, closed
+from refold.recording.recording import closed
 from refold.recording.tape import NotReplayable, Ref, Tape, record
 from refold.training.plan import Plan
 from refold.training.steps.base import Step
 from refold.training.steps.eager import Eager, forget_gradients
 from refold.training.steps.flat import ELEMENTWISE, Flat
+from refold.training.steps.recorded import NEVER, TRUSTED, Recorded, State, stage_of
 from refold.types import Batch, Costs
 from refold.warmup import ramp
 
 OFTEN = 20  # steps with the same costs, from which a recording of them pays
-NEVER, RECORDED, TRUSTED = "never", "recorded", "trusted"  # stages of a recording
+CHANGED = (
+    "a part of the model does something else than when its steps were recorded, so up to {} steps "
+    "may have been taken without what has changed; the others are taken plainly; keep what a part "
+    "remembers in tensors, and fit again"
+)
 BUSY = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.RNNBase)
 WORTH = 2e10  # floating-point operations of a step; where there are more, what is saved is nothing
-
-
-@dataclass
-class Recorded:
-    """A step for batches of one shape: where its rows go, what runs it, where its costs are."""
-
-    inputs: list[Tensor]
-    run: Callable[[], None]
-    costs: Costs
-    trusted: bool | None = None
-    """Whether it agreed with a plain step on other rows; None: not compared yet."""
 
 
 @final
@@ -47,7 +42,11 @@ class Replay(Step):
     time. Costs and gradients are those of :class:`Eager`, because the kernels are the same. A batch
     of another shape is recorded too; a recording is compared with a plain step on the next such
     batch before it is used, and where they differ, because something outside of torch had a say,
-    it never is. A model that cannot be recorded is trained by :class:`Eager`.
+    it never is. What is in use is compared again at its 64th use, its 512th and so on, and at the
+    last step of the plan; where it no longer is what the model does, that is said, and the rest is
+    taken plainly. A model that cannot be recorded is trained by :class:`Eager`, and so is one from
+    the first batch on that leaves a parameter without a gradient: an optimiser of many parameters
+    does not move that one, not even by its moments.
     """
 
     def __init__(
@@ -63,13 +62,14 @@ class Replay(Step):
         self.recorded: dict[tuple[Any, ...], Recorded | None] = {}
         self.growing: list[Any] = [m for m in model.modules() if getattr(m, "warmup", 0.0) > 0]
         self.grown: list[float] = []
-        self.given_up = False
+        self.given_up, self.taken = False, 0
         self.before: dict[str, str] = {}  # by batches' shapes: how far a run taken up had come
 
     def take(self, batch: Batch, clean: Batch) -> Costs:
         """Replay on this batch, or record it."""
         if self.given_up:
             return self.eager.take(batch, clean)
+        self.taken += 1
         rows = tensors(clean) if batch is clean else tensors(clean) + tensors(batch)
         # What is the same tensor twice is so in every batch of a key: it is one to the tape.
         same = [next(i for i, other in enumerate(rows) if other is t) for t in rows]
@@ -84,8 +84,8 @@ class Replay(Step):
             costs = (
                 self._plainly(batch, clean) if plainly else self._record(batch, clean, there, key)
             )
-        elif found.trusted is None:
-            costs = self._compared(found, batch, clean, there)
+        elif found.trusted is None or found.use() or self.taken == self.plan.steps:
+            costs = self._compared(found, batch, clean, there, key)
         else:
             for own, given in zip(found.inputs, there, strict=True):
                 own.copy_(given)
@@ -121,13 +121,13 @@ class Replay(Step):
             if self.flat is None:
                 self._flatten()
         elif stage is not None:
-            state = State.of(self.model)
+            state = self._state()
             self._record(batch, clean, rows, key)
-            state.restore(self.model)
+            state.restore(self._places())
             found = self.recorded.get(key)
             if stage == TRUSTED and found is not None:
-                self._compared(found, batch, clean, rows)
-                state.restore(self.model)
+                self._compared(found, batch, clean, rows, key)
+                state.restore(self._places())
         return self.recorded.get(key)
 
     def _seldom(self) -> bool:
@@ -139,7 +139,7 @@ class Replay(Step):
     ) -> Costs:
         """Take gradients with a tape; a model of which not all can be had is left to others."""
         shown: Costs = {}
-        before = State.of(self.model)
+        before = self._state()
 
         def work() -> list[Tensor | None]:
             costs, gradients = self._pass(batch, clean)
@@ -148,25 +148,34 @@ class Replay(Step):
 
         try:
             tape, results = record(work)
-            if self.flat is None and any(r is None for r in results):
+            if any(r is None for r in results):
                 raise NotReplayable("a parameter without a gradient")
         except NotReplayable:
-            before.restore(self.model)
+            before.restore(self._places())
             self.recorded[key] = None
             if self.flat is not None:
                 return self._plainly(batch, clean)
-            self.given_up = True
-            if self.kept:
-                self.eager.restore(self.kept)
-            self.eager.set_rate(self.rate)
+            self._give_up()
             return self.eager.take(batch, clean)
         if self.flat is None:
             self._flatten()
         self.recorded[key] = self._built(tape, results, shown, rows)
         assert self.flat is not None
         for own, result in zip(self.flat.gradients, results, strict=False):
-            own.zero_() if result is None else own.copy_(tape.tensors[result.number])
+            assert result is not None
+            own.copy_(tape.tensors[result.number])
         return {k: (v.detach(), f) for k, (v, f) in shown.items()}
+
+    def _give_up(self) -> None:
+        """Leave this and all further steps to the plain way, with what is remembered."""
+        kept = self.kept if self.flat is None else self.flat.state()
+        if self.flat is not None:
+            self.flat.close()
+            self.flat, self.recorded = None, {}
+        if kept:
+            self.eager.restore({k: v.clone() for k, v in kept.items()})  # a number may be shared
+        self.eager.set_rate(self.rate)
+        self.given_up = True
 
     def _pass(self, batch: Batch, clean: Batch) -> tuple[Costs, list[Tensor | None]]:
         """Costs, and the gradient of every parameter, by autograd."""
@@ -179,11 +188,21 @@ class Replay(Step):
         return costs, list(gradients)
 
     def _plainly(self, batch: Batch, clean: Batch) -> Costs:
-        """Take gradients by autograd, into the place where the step expects them."""
+        """Take gradients by autograd, into the place where the step expects them.
+
+        Where a parameter has none, all of the step is taken, and no further one here.
+        """
         assert self.flat is not None
         costs, gradients = self._pass(batch, clean)
-        for own, gradient in zip(self.flat.gradients, gradients, strict=True):
-            own.zero_() if gradient is None else own.copy_(gradient)
+        if any(gradient is None for gradient in gradients):
+            self._give_up()
+            for p, gradient in zip(self.parameters, gradients, strict=True):
+                p.grad = gradient
+            self.eager.move()
+        else:
+            for own, gradient in zip(self.flat.gradients, gradients, strict=True):
+                assert gradient is not None
+                own.copy_(gradient)
         return {k: (v.detach(), f) for k, (v, f) in costs.items()}
 
     def _flatten(self) -> None:
@@ -199,6 +218,8 @@ class Replay(Step):
     ) -> Recorded | None:
         """Turn a tape into a program on the flat parameters."""
         assert self.flat is not None
+        if len({tape.ref(t).number for t in rows}) < len(set(map(id, rows))):
+            return None  # two lie in one place, which those of the next batch may not
         inputs = [torch.empty_like(t) for t in rows]
         places = {tape.ref(t).number: own for t, own in zip(rows, inputs, strict=True)}
         places |= {
@@ -214,30 +235,62 @@ class Replay(Step):
         return Recorded(inputs, run, {name: (value, f) for (name, (_, f)), value in kept})
 
     def _compared(
-        self, found: Recorded, batch: Batch, clean: Batch, rows: Sequence[Tensor]
+        self,
+        found: Recorded,
+        batch: Batch,
+        clean: Batch,
+        rows: Sequence[Tensor],
+        key: tuple[Any, ...],
     ) -> Costs:
-        """Take gradients by autograd and then by the program, and see whether they agree."""
-        assert self.flat is not None
-        before = State.of(self.model)
+        """Take gradients by autograd and then by the program, and see whether they agree.
+
+        Where a recording that is in use does not, one that is made now tells whether the step has
+        changed: it rounds as the first does. If not, all is as if nothing had been compared.
+        """
+        before = self._state()
         costs = self._plainly(batch, clean)
-        plain = [*(g.clone() for g in self.flat.gradients), *(v for v, _ in costs.values())]
-        after = State.of(self.model)
-        before.restore(self.model)
+        if self.given_up:
+            return costs
+        plain = self._state(costs)
+        mine = self._replayed(found, rows, before)
+        agree = mine is not None and plain.close(mine)
+        if found.trusted and mine is not None:
+            if not agree:
+                before.restore(self._places())
+                self._record(batch, clean, rows, key)
+                anew = self.recorded.get(key)
+                made = None if anew is None else self._replayed(anew, rows, before)
+                agree = made is not None and made.close(mine)
+            if agree:
+                self.recorded[key] = found
+                mine.restore(self._places())
+                return found.costs
+            warnings.warn(CHANGED.format(found.used), InputWarning, stacklevel=2)
+            self.recorded = dict.fromkeys(self.recorded)
+        found.trusted = found.trusted is None and agree
+        plain.restore(self._places())
+        return costs
+
+    def _replayed(self, found: Recorded, rows: Sequence[Tensor], before: State) -> State | None:
+        """Run a recording from a state; return what it leaves, or None where it cannot be run."""
+        before.restore(self._places())
         for own, given in zip(found.inputs, rows, strict=True):
             own.copy_(given)
         try:
             with torch.inference_mode():
                 found.run()
         except RuntimeError:  # a kernel that does something else where no gradient is asked for
-            found.trusted = False
-        again = [*self.flat.gradients, *(v for v, _ in found.costs.values())]
-        mine = State.of(self.model)
-        agree = all(map(close, [*plain, *after.tensors], [*again, *mine.tensors]))
-        found.trusted = found.trusted is None and agree
-        for own, value in zip(self.flat.gradients, plain, strict=False):
-            own.copy_(value)
-        after.restore(self.model)
-        return costs
+            return None
+        return self._state(found.costs)
+
+    def _places(self) -> list[Tensor]:
+        """Where a step leaves something beside its costs."""
+        gradients = () if self.flat is None else self.flat.gradients
+        return [*self.model.buffers(), *gradients]
+
+    def _state(self, costs: Costs | None = None) -> State:
+        """Copy what a step changes, and its costs."""
+        return State.of([*self._places(), *(v for v, _ in (costs or {}).values())])
 
     def set_format(self, *, bfloat16: bool) -> None:
         """Round or not from now on: what was recorded serves no more where that changes."""
@@ -266,11 +319,13 @@ class Replay(Step):
     def remembered(self) -> dict[str, Any]:
         """Return how far recording has come: which steps round as a program does."""
         stages = {repr(k): stage_of(r) for k, r in self.recorded.items()}
-        return {"given_up": self.given_up, "grown": self.grown, "stages": self.before | stages}
+        counted = {"given_up": self.given_up, "taken": self.taken}
+        return {**counted, "grown": self.grown, "stages": self.before | stages}
 
     def remember(self, values: Mapping[str, Any]) -> None:
         """Have each step be taken as it would have been."""
-        self.given_up, self.grown = values["given_up"], list(values["grown"])
+        self.given_up, self.taken = values["given_up"], values["taken"]
+        self.grown = list(values["grown"])
         self.before = dict(values["stages"])
 
     def forget(self, name: str, rows: Tensor) -> None:
@@ -285,31 +340,6 @@ class Replay(Step):
         if self.flat is not None:
             self.flat.close()
         forget_gradients(self.model)
-
-
-def stage_of(recorded: Recorded | None) -> str:
-    """Name how far the recording of a step has come."""
-    return NEVER if recorded is None else TRUSTED if recorded.trusted else RECORDED
-
-
-@dataclass
-class State:
-    """What a step changes beside parameters: buffers, and torch's own random numbers."""
-
-    tensors: list[Tensor]
-    random: Tensor
-
-    @classmethod
-    def of(cls, model: nn.Module) -> Self:
-        """Copy it."""
-        return cls([b.detach().clone() for b in model.buffers()], torch.get_rng_state())
-
-    def restore(self, model: nn.Module) -> None:
-        """Put it back."""
-        with torch.no_grad():
-            for buffer, value in zip(model.buffers(), self.tensors, strict=True):
-                buffer.copy_(value)
-        torch.set_rng_state(self.random)
 
 
 def suits(model: nn.Module, plan: Plan, device: torch.device) -> bool:
