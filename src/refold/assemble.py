@@ -89,7 +89,12 @@ def assemble(schema: Schema, rows: Batch, wishes: Wishes) -> Assembly:
     }
     shown = folded(schema)
     texts = [k for k in shown if isinstance(schema.fields[k], Text)]
-    linear = () in (wishes.hidden, recipe.hidden)  # where they may be the model itself
+    # Where they may be the model itself, they are exact.
+    linear = (
+        () in (wishes.hidden, recipe.hidden)
+        and all(s.name == "flat" for s in spines.values())
+        and not (wishes.penalties or recipe.penalties or wishes.corruption or recipe.corruption)
+    )
     seen = rows if linear else spread(rows, sum(heads[k].width for k in shown))
     principal = principal_components(
         design({k: heads[k] for k in shown if k not in texts}, seen), exact=linear

@@ -11,7 +11,8 @@ from torch import Tensor
 from refold.backbones import Flat
 from refold.fields import Field
 from refold.latents import Nested, Plain
-from refold.likelihoods import Beta, Likelihood, Settling
+from refold.likelihoods import Bernoulli, Beta, Likelihood, Settling
+from refold.likelihoods.base import observed_mean
 from refold.likelihoods.numbers import Location, SquaredError
 from refold.model import Model
 from refold.ops.pca import MOST, Principal, principal_components
@@ -73,25 +74,27 @@ def balance(
     ``"equal"``: 1 each. A field's own ``weight`` multiplies either. ``worth`` gives what the units
     of all rebuilt fields and those of all targets cost together at the balanced start, in nats.
     """
+    apart = {k: len(fields[k].units) == head.entries for k, head in heads.items()}
+    alone = sum(heads[k].entries if apart[k] else 1 for k in heads) == 1
+    if mode == "equal" or (alone and worth is None):
+        return {k: (fields[k].weight,) for k in heads}
     costs: dict[str, Tensor] = {}
     for name, head in heads.items():
         cells = baseline(head, rows.x[name], rows.observed[name])
-        packed = len(fields[name].units) == len(cells)
-        costs[name] = cells if packed else cells.sum().reshape(1)
+        costs[name] = cells if apart[name] else cells.sum().reshape(1)
     weights: dict[str, tuple[float, ...]] = {}
     for name, cost in costs.items():
         target = fields[name].target
         alike = [c for k, c in costs.items() if worth is None or fields[k].target == target]
         mean = torch.cat(alike).mean().clamp_min(1e-12)
-        share = mean / cost.clamp_min(mean / 20) if mode == "balanced" else torch.ones_like(cost)
-        if worth is not None and mode == "balanced":
+        share = mean / cost.clamp_min(mean / 20)
+        if worth is not None:
             share *= (worth[1] if target else worth[0]) / (mean * sum(map(len, alike)))
         if float(share.max() / share.min()) < 1.001:
             share = share.mean().reshape(1)
         weights[name] = tuple((share * fields[name].weight).tolist())
     if worth is None and len(weights) == 1 and len(next(iter(weights.values()))) == 1:
-        only = next(iter(weights))
-        weights[only] = (fields[only].weight,)
+        return {k: (fields[k].weight,) for k in weights}
     return weights
 
 
@@ -114,6 +117,10 @@ def baseline(head: Likelihood, x: Tensor, observed: Tensor | None) -> Tensor:
         # Densities of numbers have no zero; half the variance is their cost in any unit.
         marginal = head.marginal(x, observed)[: head.entries]
         return half_variance(x.flatten(1), marginal, observed)
+    elif isinstance(head, Bernoulli) and bool((x >= 0).all() & (x <= 1).all()):
+        # Affine in the value, so that the mean costs what the values cost on average.
+        mean = observed_mean(x.flatten(1), observed)[None]
+        return head.cells(head.marginal(x, observed)[None], mean)[0].double()
     else:
         params, costs = head.marginal(x, observed), list[Tensor]()
         size = max(1, MOST // len(params))
