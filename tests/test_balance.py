@@ -15,6 +15,7 @@ from refold.data.containers import container
 from refold.data.schema import Schema
 from refold.errors import InputError
 from refold.fields import Vector
+from refold.likelihoods import Bernoulli
 from refold.parts import PartSpec
 from refold.report import write
 from refold.table import Table
@@ -31,7 +32,7 @@ from refold.training.balance import (
 )
 from refold.training.plan import Plan
 from refold.training.pretrain import fit_layerwise, freeze
-from refold.training.start import start_constant
+from refold.training.start import baseline, start_constant
 from refold.training.steps import Eager
 from refold.types import Code
 
@@ -547,6 +548,18 @@ def test_learnt_variances_are_known_as_densities():
         begin("gradnorm", model, schema.fields, rows, [])
     assert begin("gradnorm(alpha=0)", model, schema.fields, rows, []) is not None
     assert "gaussian" in DENSITIES
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+@pytest.mark.parametrize("high", [1.0, 1.5])
+def test_what_a_constant_coin_costs_is_the_mean_over_rows(gaps, high):
+    g = torch.Generator().manual_seed(2)
+    x = torch.rand(200, 5, generator=g, dtype=torch.float64) * high
+    seen = torch.rand(200, 5, generator=g) > 0.3 if gaps else None
+    head = Bernoulli((1,) * 5)
+    cells = head.weighted(head.marginal(x, seen).expand(200, -1), x, seen, 1.0)
+    count = 200 if seen is None else seen.sum(0)
+    torch.testing.assert_close(baseline(head, x, seen), cells.sum(0) / count)
 
 
 def test_a_start_is_the_cost_of_the_best_constant():
