@@ -14,3 +14,13 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("no real data: set REFOLD_DATA to its folder")
     return folder
+
+
+@pytest.fixture
+def recorded_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have steps be recorded in runs that are too short for it to pay."""
+    from refold.training import steps
+    from refold.training.steps import replay
+
+    monkeypatch.setattr(steps, "FEW", 0)
+    monkeypatch.setattr(replay, "COMMON", 0)

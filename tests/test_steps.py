@@ -13,9 +13,11 @@ from refold.errors import InputWarning
 from refold.recording.tape import NotReplayable, record
 from refold.training import fit as loop
 from refold.training.plan import Plan
-from refold.training.steps import Eager, Replay, choose
+from refold.training.steps import Eager, Replay, choose, replay
 from refold.training.steps.replay import suits
 from refold.types import Batch
+
+pytestmark = pytest.mark.usefixtures("recorded_early")
 
 RECIPES = ("dense", "pca", "sparse", "wta", "contractive", "residual", "denoising", "vae", "iwae",
            "tcvae", "infovae", "fsq", "wae", "nested", "imputation")  # fmt: skip
@@ -79,6 +81,33 @@ def test_any_elementwise_optimiser_moves_one_vector_as_it_moves_many(optimizer, 
 def made_model(**options):
     ae = refold.Autoencoder(2, hidden=(8,), epochs=1, **options).fit(rows())
     return ae.model_.train(), ae._encode(ae._read(rows()))
+
+
+def test_runs_and_shapes_that_come_seldom_are_not_recorded(monkeypatch):
+    monkeypatch.undo()
+    made = remembered(monkeypatch)
+    refold.Autoencoder(epochs=2, batch_size=64).fit(rows())
+    refold.Autoencoder(epochs=25, batch_size=64, patience=30).fit(rows())
+    few, many = made
+    assert isinstance(few, Eager)
+    shapes = {key[0][0][0]: found for key, found in many.recorded.items()}
+    assert set(shapes) == {64, 41}
+    assert shapes[41].used < 25 - 20 < shapes[64].used
+
+
+def test_how_often_a_shape_came_is_remembered(monkeypatch):
+    monkeypatch.setattr(replay, "COMMON", 3)
+    model, batch = made_model()
+    twin, _ = made_model()
+    plan, few = Plan.choose(330, epochs=9, batch_size=330), batch.rows(slice(0, 50))
+    first, again = (choose(m, plan, torch.device("cpu")) for m in (model, twin))
+    for part in (batch, few, few):
+        first.take(part, part)
+    assert len(first.recorded) == 1
+    again.remember(first.remembered())
+    again.take(batch, batch)
+    again.take(few, few)
+    assert len(again.recorded) == 2
 
 
 def test_parameters_are_ordinary_again_afterwards():

@@ -33,6 +33,7 @@ LARGEST = 1_000_000  # numbers in a code; beyond, something was mistyped
 WEIGHTS = 50_000_000  # of a code as many times as wide as a row, where nobody says its size
 TOKEN = 8  # numbers that a token of a text counts for
 ENOUGH, WORK = 10_000, 5e9  # rows, and their products, that tell principal components
+PLENTY = 200_000  # rows of which no more are needed, however narrow
 LARGE = 2000  # pixels above which an image is convolved without being asked
 APART = (Gaussian, L1, Plain, WinnerTakeAll, ActivityL1, Contractive)
 """Latents and penalties that treat a code in parts as they treat it as a whole."""
@@ -155,9 +156,9 @@ def assemble(schema: Schema, rows: Batch, wishes: Wishes) -> Assembly:
 def spread(rows: Batch, width: int) -> Batch:
     """Rows spread over all, as many as tell principal components of that ``width`` from another.
 
-    All but of wide rows, where the components of all would take longer than training.
+    Those of many, or of wide ones, would take longer than training.
     """
-    enough = max(ENOUGH, int(WORK / width**2))
+    enough = min(PLENTY, max(ENOUGH, int(WORK / width**2)))
     if len(rows) < 2 * enough:
         return rows
     # Drawn, and not every so manieth: rows in order of time may have a period.

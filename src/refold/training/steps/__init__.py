@@ -15,6 +15,8 @@ from refold.training.steps.replay import Replay, suits
 
 __all__ = ["Eager", "Replay", "Step", "choose"]
 
+FEW = 50  # steps, below which recording one takes longer than it saves
+
 
 def choose(
     model: nn.Module,
@@ -28,6 +30,6 @@ def choose(
     if balancer is None and dictionary.suits(model, plan, device):
         assert isinstance(model, Model)
         return dictionary.DictionaryStep(model, plan, device)
-    if balancer is None and suits(model, plan, device):
+    if balancer is None and plan.steps >= FEW and suits(model, plan, device):
         return Replay(model, plan, device, bfloat16=bfloat16)
     return Eager(model, plan, device, bfloat16=bfloat16, balancer=balancer)

@@ -24,6 +24,7 @@ from refold.types import Batch, Costs
 from refold.warmup import ramp
 
 OFTEN = 20  # steps with the same costs, from which a recording of them pays
+COMMON = 20  # batches of a further shape, from which a recording of one pays
 CHANGED = (
     "a part of the model does something else than when its steps were recorded, so up to {} steps "
     "may have been taken without what has changed; the others are taken plainly; keep what a part "
@@ -40,13 +41,13 @@ class Replay(Step):
     Nothing looks up layers, builds a graph or allocates, and parameters, gradients and moments are
     one vector each: of a network of a few thousand parameters that takes away half of a step's
     time. Costs and gradients are those of :class:`Eager`, because the kernels are the same. A batch
-    of another shape is recorded too; a recording is compared with a plain step on the next such
-    batch before it is used, and where they differ, because something outside of torch had a say,
-    it never is. What is in use is compared again at its 64th use, its 512th and so on, and at the
-    last step of the plan; where it no longer is what the model does, that is said, and the rest is
-    taken plainly. A model that cannot be recorded is trained by :class:`Eager`, and so is one from
-    the first batch on that leaves a parameter without a gradient: an optimiser of many parameters
-    does not move that one, not even by its moments.
+    of another shape is recorded too, once it has come often; a recording is compared with a plain
+    step on the next such batch before it is used, and where they differ, because something outside
+    of torch had a say, it never is. What is in use is compared again at its 64th use, its 512th and
+    so on, and at the last step of the plan; where it no longer is what the model does, that is
+    said, and the rest is taken plainly. A model that cannot be recorded is trained by
+    :class:`Eager`, and so is one from the first batch on that leaves a parameter without a
+    gradient: an optimiser of many parameters does not move that one, not even by its moments.
     """
 
     def __init__(
@@ -64,6 +65,8 @@ class Replay(Step):
         self.grown: list[float] = []
         self.given_up, self.taken = False, 0
         self.before: dict[str, str] = {}  # by batches' shapes: how far a run taken up had come
+        self.met: dict[tuple[Any, ...], int] = {}  # how many batches of a shape there were
+        self.met_before: dict[str, int] = {}
 
     def take(self, batch: Batch, clean: Batch) -> Costs:
         """Replay on this batch, or record it."""
@@ -78,8 +81,11 @@ class Replay(Step):
         found = self._known(key)
         if self.before:
             found = self._caught_up(batch, clean, there, key)
+        if key not in self.met:
+            self.met[key] = self.met_before.pop(repr(key), 0)
+        self.met[key] += 1
         if found is None:
-            seldom = self.flat is not None and self._seldom()
+            seldom = self.flat is not None and (self._seldom() or self.met[key] < COMMON)
             plainly = key in self.recorded or seldom
             costs = (
                 self._plainly(batch, clean) if plainly else self._record(batch, clean, there, key)
@@ -319,12 +325,14 @@ class Replay(Step):
     def remembered(self) -> dict[str, Any]:
         """Return how far recording has come: which steps round as a program does."""
         stages = {repr(k): stage_of(r) for k, r in self.recorded.items()}
-        counted = {"given_up": self.given_up, "taken": self.taken}
+        met = self.met_before | {repr(k): n for k, n in self.met.items()}
+        counted = {"given_up": self.given_up, "taken": self.taken, "met": met}
         return {**counted, "grown": self.grown, "stages": self.before | stages}
 
     def remember(self, values: Mapping[str, Any]) -> None:
         """Have each step be taken as it would have been."""
         self.given_up, self.taken = values["given_up"], values["taken"]
+        self.met, self.met_before = {}, dict(values["met"])
         self.grown = list(values["grown"])
         self.before = dict(values["stages"])
 
