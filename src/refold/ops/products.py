@@ -9,9 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-LEAST = (
-    4e6  # floating-point operations of a product; below, asking oneDNN takes longer than it saves
-)
+LEAST = 2.5e6  # operations of a product for each thread; below, asking takes longer than it saves
 
 
 @cache
@@ -38,7 +36,8 @@ def maker() -> str:
 def pays(x: Tensor, columns: int) -> bool:
     """Whether oneDNN is the faster one for a product of ``x`` ``[m, k]`` with ``columns``."""
     single = x.dtype == torch.float32 and x.device.type == "cpu" and x.dim() == 2
-    return single and 2.0 * x.numel() * columns >= LEAST and onednn_is_faster()
+    least = LEAST * torch.get_num_threads()
+    return single and 2.0 * x.numel() * columns >= least and onednn_is_faster()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, after: str = "none") -> Tensor:
