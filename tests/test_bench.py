@@ -155,17 +155,21 @@ def test_all_cases_have_refold_in_them_and_names_of_their_own(suite: Any) -> Non
 
 def test_growth_is_told_against_what_was_aimed_at(suite: Any) -> None:
     growth = suite.growth
-    by_rows = {n: {"row": 5.0, "memory": 30.0, "array": 10.0} for n in (10, 100, 1000)}
+    point = {"epoch": 5.0, "row": 6.0, "memory": 30.0, "array": 10.0}
+    by_rows = {n: dict(point) for n in (10_000, 100_000, 1_000_000)}
+    by_rows[10_000]["row"] = 9.0
     by_columns = {n: {"step": 400.0 + 3.0 * n} for n in (10, 100, 1000)}
     assert growth.line(by_columns) == pytest.approx((400.0, 3.0))
     told = growth.sentence(by_rows, by_columns)
-    assert "within 0% of its median, 5.00 microseconds (met: 10%)" in told
+    assert "a row 5.00 microseconds, within 0% (met: 10%)" in told
+    assert "6.00, within 0% from 100,000 rows on" in told
+    assert "up to 9.00" in told
     assert "400 microseconds and 3.00 for each column, within 0%" in told
     assert "3.0 times the array" in told
-    by_rows[1000]["row"] = 6.0
-    assert "within 20% of its median, 5.00 microseconds (**missed**: 10%)" in growth.sentence(
-        by_rows, by_columns
-    )
+    by_rows[1_000_000] |= {"epoch": 6.0, "row": 7.0}
+    told = growth.sentence(by_rows, by_columns)
+    assert "a row 5.00 microseconds, within 20% (**missed**: 10%)" in told
+    assert "within 8% from 100,000" in told
 
 
 def test_every_peer_is_pinned(suite: Any) -> None:
