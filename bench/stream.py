@@ -62,7 +62,7 @@ def write(folder: Path, rows: int, columns: int, files: int) -> Path:
 
 def streamed(pattern: Path, memory: str) -> Stream:
     """The files as a stream, whatever their size."""
-    source = stream.in_parts(pattern, None)
+    source = stream.in_parts(pattern, stream.Room.of(None, None))
     assert source is not None
     return Stream(source, bytes_of(memory), "")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,12 +10,17 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from refold import Autoencoder, InputError
-from refold.training import checkpoint
+from refold.data.streams import stream
+from refold.training import checkpoint, precision
 from refold.training.checkpoint import Checkpoints, Kept
+
+pytestmark = pytest.mark.usefixtures("recorded_early")
 
 
 @pytest.fixture(autouse=True)
@@ -115,8 +121,133 @@ def test_other_arguments_and_other_rows_are_refused(tmp_path):
     X[7, 2] += 1e-3
     with pytest.raises(InputError, match="the rows are not those of the unfinished run"):
         Autoencoder(2, epochs=9).fit(X, checkpoint=folder, resume=True)
-    with pytest.raises(InputError, match=r"hidden was null and is \[8, 4\] now"):
+    with pytest.raises(InputError, match=r"hidden was not given and is \[8, 4\] now"):
         Autoencoder(2, epochs=9, hidden=(8, 4)).fit(rows(), checkpoint=folder, resume=True)
+
+
+def test_an_argument_that_was_not_given_is_said_in_words(tmp_path):
+    folder = cut(tmp_path, recipe="dense")
+    with pytest.raises(InputError, match="recipe was 'dense' and is not given now; give the same"):
+        Autoencoder(2, epochs=9).fit(rows(), checkpoint=folder, resume=True)
+
+
+def streamed(tmp_path):
+    """Files that would be read at once but for what the tests below do."""
+    X = rows(5000)
+    for i in (0, 1):
+        table = pa.table({f"c{j}": X[i::2, j] for j in range(6)})
+        pq.write_table(table, tmp_path / f"{i}.parquet", row_group_size=700)
+    return str(tmp_path / "*.parquet")
+
+
+STREAM = {"latent": 2, "epochs": 4, "batch_size": 64, "seed": 1}
+
+
+def cut_in_parts(tmp_path, files, **arguments):
+    with pytest.raises(Killed):
+        Autoencoder(**STREAM, **arguments).fit(
+            files, checkpoint=tmp_path / "run", watch=killing(100)
+        )
+    return tmp_path / "run"
+
+
+def test_a_run_goes_on_with_the_memory_it_began_with(tmp_path, monkeypatch):
+    files = streamed(tmp_path)
+    monkeypatch.setattr(stream, "PEAK", 10_000)
+    free = [64_000_000]
+    monkeypatch.setattr(stream, "available", lambda: free[0])
+    monkeypatch.setattr(stream, "WINDOW", 5000)
+    whole = Autoencoder(**STREAM).fit(files)
+    assert any("32.0 MB, half of what is free" in reason for reason in whole.reasons_)
+    folder = cut_in_parts(tmp_path, files)
+    for now in (10**15, 400_000_000):  # all rows would fit, or come in another order
+        free[0] = now
+        shutil.copytree(folder, tmp_path / "copy")
+        again = Autoencoder(**STREAM).fit(files, checkpoint=tmp_path / "copy", resume=True)
+        assert any("32.0 MB, as before" in reason for reason in again.reasons_)
+        assert told(again)[1:] == told(whole)[1:]
+        for key, value in told(whole)[0].items():
+            assert torch.equal(told(again)[0][key], value), key
+        shutil.rmtree(tmp_path / "copy")
+
+
+def test_a_run_that_read_all_rows_at_once_does_so_again(tmp_path, monkeypatch):
+    files = streamed(tmp_path)
+    whole = Autoencoder(**STREAM).fit(files)
+    folder = cut_in_parts(tmp_path, files)
+    monkeypatch.setattr(stream, "available", lambda: 33_000_000)
+    monkeypatch.setattr(stream, "PEAK", 10_000)
+    assert (
+        told(Autoencoder(**STREAM).fit(files, checkpoint=folder, resume=True))[1:]
+        == (told(whole)[1:])
+    )
+
+
+def test_another_memory_is_taken_where_rows_come_in_the_same_order(tmp_path, monkeypatch):
+    files = streamed(tmp_path)
+    monkeypatch.setattr(stream, "PEAK", 10_000)
+    whole = Autoencoder(**STREAM, memory="32MB").fit(files)
+    folder = cut_in_parts(tmp_path, files, memory="32MB")
+    again = Autoencoder(**STREAM, memory="64MB").fit(files, checkpoint=folder, resume=True)
+    assert told(again)[1:] == told(whole)[1:]
+
+
+def test_another_memory_that_changes_the_order_is_refused_in_words(tmp_path, monkeypatch):
+    files = streamed(tmp_path)
+    monkeypatch.setattr(stream, "PEAK", 10_000)
+    monkeypatch.setattr(stream, "WINDOW", 5000)
+    folder = cut_in_parts(tmp_path, files, memory="32MB")
+    began = r"the run read rows in parts within 32\.0 MB, and with this memory it would read "
+    ending = r", in another order; leave memory out to go on as it began, or fit anew"
+    with pytest.raises(InputError, match=began + r"rows in parts within 64\.0 MB" + ending):
+        Autoencoder(**STREAM, memory="64MB").fit(files, checkpoint=folder, resume=True)
+    monkeypatch.setattr(stream, "PEAK", 4)
+    with pytest.raises(InputError, match=began + "all rows at once" + ending):
+        Autoencoder(**STREAM, memory="64MB").fit(files, checkpoint=folder, resume=True)
+
+
+@pytest.mark.parametrize("fast", [(True, True), (True, False), (False, True)], ids=str)
+def test_a_run_goes_on_in_the_format_it_was_in(tmp_path, monkeypatch, fast):
+    X = np.tanh(rows(400, 20)) + 0.1 * np.random.default_rng(1).normal(size=(400, 20))
+    monkeypatch.setattr(precision, "WIDE", 0)
+    arguments = {"latent": 3, "recipe": "dense", "hidden": (16,), "epochs": 8, "seed": 1}
+    now = [fast[0]]
+    monkeypatch.setattr(precision, "fast_bfloat16", lambda device: now[0])
+    whole = Autoencoder(**arguments).fit(X)
+    with pytest.raises(Killed):
+        Autoencoder(**arguments).fit(X, checkpoint=tmp_path / "run", watch=killing(30))
+    now[0] = fast[1]
+    again = Autoencoder(**arguments).fit(X, checkpoint=tmp_path / "run", resume=True)
+    low, single = (any(word in r for r in again.reasons_) for word in ("in bfloat16", "single"))
+    if fast == (True, False):  # it began in bfloat16, and goes on without
+        assert single
+        assert told(again)[1][:2] == told(whole)[1][:2]
+        assert len(again.history_) == len(whole.history_)
+        assert again.run_.best["valid_loss"] == pytest.approx(
+            whole.run_.best["valid_loss"], rel=0.01
+        )
+        return
+    assert low == fast[0]
+    assert told(again)[1:] == told(whole)[1:]
+    for key, value in told(whole)[0].items():
+        assert torch.equal(told(again)[0][key], value), key
+
+
+def test_a_run_that_is_interrupted_before_it_looks_at_held_out_rows(tmp_path, monkeypatch):
+    from refold.training import fit as loop
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "evaluate", interrupted)
+    with pytest.warns(UserWarning, match="interrupted"):
+        ae = Autoencoder(2, epochs=9).fit(rows(), checkpoint=tmp_path / "run")
+    assert ae.run_.stopped == "interrupted"
+    assert ae.history_ == []
+    assert not (tmp_path / "run").exists()
+    assert ae.transform(rows()).shape == (150, 2)
+    ae.save(tmp_path / "model")
+    assert Autoencoder.load(tmp_path / "model").history_ == []
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
@@ -173,7 +304,7 @@ def test_checkpoints_come_at_most_so_often(tmp_path, monkeypatch):
     clock[0] = 30.0
     assert kept.due()
     monkeypatch.setattr(checkpoint, "write", lambda path, kept: clock.__setitem__(0, 33.0))
-    kept.write({}, {})  # took three seconds, so the next is due after 150
+    kept.write(Kept({}, {}))  # took three seconds, so the next is due after 150
     clock[0] = 182.0
     assert not kept.due()
     clock[0] = 183.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from refold.data.streams import Stream, Streamed, mixing, opened, stream
 from refold.data.streams.ahead import ahead
 from refold.data.streams.budget import bytes_of
 from refold.errors import InputError
+from refold.training.fit import Progress
 
 MEMORY = 32_000_000
 BATCH = 64
@@ -63,7 +65,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def in_stream(source: str) -> Stream:
-    found = stream.in_parts(Path(source), None)
+    found = stream.in_parts(Path(source), stream.Room.of(None, None))
     assert found is not None
     return Stream(found, MEMORY, "")
 
@@ -363,7 +365,7 @@ def test_brain_floats_are_read(tmp_path):
 
     rows = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
     safetensors.torch.save_file({"w": rows}, tmp_path / "a.safetensors")
-    found = stream.in_parts(tmp_path / "a.safetensors", None)
+    found = stream.in_parts(tmp_path / "a.safetensors", stream.Room.of(None, None))
     assert found is not None
     (table,) = found.portions(0, 100)
     np.testing.assert_array_equal(read(tmp_path / "a.safetensors").columns["x"], rows.float())
@@ -387,6 +389,83 @@ def test_text_whose_later_rows_are_of_a_wider_type(tmp_path, monkeypatch):
     assert m[3] == "3"
     assert t[-1] is None
     assert set(t[:-1]) == {"a", "b"}
+
+
+def test_text_whose_first_block_shows_nothing(tmp_path, monkeypatch):
+    from refold.data.streams import sources
+
+    monkeypatch.setattr(sources, "BLOCK", 1000)
+    lines = [f"{i},," for i in range(1000)] + ["1000,2.5,late", "1001,3,?"]
+    (tmp_path / "a.csv").write_text("n,number,text\n" + "\n".join(lines) + "\n")
+    found = sources.TextFiles([tmp_path / "a.csv"])
+    assert len(found) == 1002
+    tables = list(found.portions(0, 400))
+    assert {str(t.columns["number"].type) for t in tables} == {"double"}
+    assert {str(t.columns["text"].type) for t in tables} == {"string"}
+    cells = {k: [v for t in tables for v in t.columns[k].to_pylist()] for k in ("number", "text")}
+    assert cells["number"] == [None] * 1000 + [2.5, 3.0]
+    assert cells["text"] == [None] * 1000 + ["late", None]
+
+
+def test_text_whose_later_files_are_of_a_wider_type(tmp_path):
+    (tmp_path / "a.csv").write_text("n,m,d\n" + "1,2,2020-01-01\n" * 50)
+    (tmp_path / "b.csv").write_text("n,m,d\n" + "1.5,word,other\n" * 50)
+    found = stream.in_parts(tmp_path / "*.csv", stream.Room(0, "as in a test"))
+    assert found is not None
+    for group in (0, 1):
+        (table,) = found.portions(group, 100)
+        assert [str(table.columns[k].type) for k in "nmd"] == ["double", "string", "string"]
+
+
+def test_types_that_differ_are_said_with_their_files(tmp_path, small):
+    for name, values in (("a", [1, 2] * 50), ("b", [3, 4] * 50), ("c", ["x", "y"] * 50)):
+        pq.write_table(pa.table({"n": values, "x": [0.5, 1] * 50}), tmp_path / f"{name}.parquet")
+    with pytest.raises(
+        InputError, match=r"'n' has.*: int64 in \S*a\.parquet and string in \S*c\.p"
+    ):
+        refold.Autoencoder(1, memory="32MB").fit(str(tmp_path / "*.parquet"))
+
+
+def test_packed_text_is_judged_by_what_it_is_unpacked(tmp_path):
+    text = b"a,b\n" + b"1,2\n" * 3_000_000  # 12 MB, and next to nothing packed
+    whole, parts = tmp_path / "a.csv.gz", tmp_path / "b.csv.gz"
+    whole.write_bytes(gzip.compress(text, 1))
+    parts.write_bytes(b"".join(gzip.compress(text[i::3], 1) for i in range(3)))
+    assert whole.stat().st_size < 1_000_000
+    assert stream.unpacked(whole) == pytest.approx(len(text), rel=0.01)
+    assert stream.unpacked(parts) == pytest.approx(len(text), rel=0.2)
+    (tmp_path / "c.csv").write_bytes(text)
+    assert stream.unpacked(tmp_path / "c.csv") == len(text)
+    with pytest.raises(InputError, match=r"learning from 12\.0 MB needs more memory than the 40"):
+        opened(str(whole), "40MB")
+    assert opened(str(whole), "100MB") is None
+
+
+def test_memory_that_wide_rows_cannot_be_learnt_in_is_refused(tmp_path, small):
+    x = np.random.default_rng(0).normal(size=(50, 600)).astype(np.float32)
+    pq.write_table(pa.table({f"c{j}": x[:, j] for j in range(600)}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"50\.0 MB, and .* 600 columns takes 127 MB at least"):
+        refold.Autoencoder(1, memory="50MB").fit(str(tmp_path / "*.parquet"))
+    refold.Autoencoder(1, memory="127MB", epochs=1).fit(str(tmp_path / "*.parquet"))
+
+
+def test_passes_over_the_rows_are_told(ragged, small):
+    seen: list[tuple[str, float]] = []
+    steps: list[int] = []
+
+    def watch(progress: Progress) -> None:
+        if progress.doing:
+            assert not steps
+            seen.append((progress.doing, progress.share))
+        elif progress.step:
+            steps.append(progress.step)
+
+    refold.Autoencoder(2, memory="32MB", epochs=1).fit(ragged, watch=watch)
+    for doing in ("looking at all rows", "decoding rows"):
+        shares = [share for what, share in seen if what == doing]
+        assert shares == sorted(shares)
+        assert shares[-1] == pytest.approx(1, abs=0.05)
+    assert steps
 
 
 def test_what_a_stream_cannot_do_is_said(ragged, small, tmp_path):

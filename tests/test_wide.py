@@ -11,8 +11,8 @@ import torch
 from refold import Autoencoder, inference
 from refold.likelihoods import Categorical, SquaredError
 from refold.ops import pca
+from refold.training import evaluation, start
 from refold.training import fit as loop
-from refold.training import start
 from refold.types import Batch
 from refold.uses import inspect
 
@@ -76,9 +76,9 @@ def test_components_of_wide_rows_are_those_of_rows_that_fit(monkeypatch):
 def test_rows_of_an_evaluation_are_fewer_where_outputs_are_wide(wide, monkeypatch):
     model = wide[0].model_
     rows = wide[1]
-    assert loop.portion_of(model) == loop.VALIDATION_ROWS
+    assert loop.portion_of(model) == evaluation.VALIDATION_ROWS
     whole, _ = loop.evaluate(model, rows, None, 0)
-    monkeypatch.setattr(loop, "VALIDATION_NUMBERS", (45 + model.latent.width) * 30)
+    monkeypatch.setattr(evaluation, "VALIDATION_NUMBERS", (45 + model.latent.width) * 30)
     assert loop.portion_of(model) == 30
     assert loop.evaluate(model, rows, None, 0, portion=30)[0] == pytest.approx(whole, rel=1e-6)
     model.eval()  # the code's own constraint was in force

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, count, islice
-from typing import final
+from typing import TypeAlias, final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from refold.types import Batch
 
 CHUNK = 1 << 18  # numbers that are put in order at a time: a megabyte, which stays in cache
 
+Own: TypeAlias = Callable[[int], slice]
+"""Which rows of a batch of so many this process has."""
+
 
 class Feed(ABC):
     """Gives batches of training rows for ever; an epoch is each row once, in an order of its own.
 
     The order of an epoch follows from the seed and the epoch's number alone, so that a run can be
-    taken up at any step.
+    taken up at any step. Batches have ``size`` rows, but for the last ones of an epoch.
     """
+
+    size: int
 
     @property
     @abstractmethod
@@ -37,8 +43,11 @@ class Feed(ABC):
         """Rows to judge the model by where none are held out."""
 
     @abstractmethod
-    def batches(self, start: int = 0) -> Iterator[tuple[Batch, Batch]]:
-        """Batches from step ``start`` on: the clean rows, and the same as the encoder sees them."""
+    def batches(self, start: int = 0, own: Own | None = None) -> Iterator[tuple[Batch, Batch]]:
+        """Batches from step ``start`` on: the clean rows, and the same as the encoder sees them.
+
+        Of each the rows that are this process's ``own``; None: all of them.
+        """
 
 
 @final
@@ -75,19 +84,20 @@ class Memory(Feed):
         """All rows."""
         return self.rows
 
-    def batches(self, start: int = 0) -> Iterator[tuple[Batch, Batch]]:
+    def batches(self, start: int = 0, own: Own | None = None) -> Iterator[tuple[Batch, Batch]]:
         """Batches of whole permutations, one after the other."""
         epoch, first = divmod(start, len(portions(len(self.rows), self.size)))
         return chain.from_iterable(
-            islice(self.epoch(e), first if e == epoch else 0, None) for e in count(epoch)
+            islice(self.epoch(e, own), first if e == epoch else 0, None) for e in count(epoch)
         )
 
-    def epoch(self, number: int) -> Iterator[tuple[Batch, Batch]]:
+    def epoch(self, number: int, own: Own | None = None) -> Iterator[tuple[Batch, Batch]]:
         """Batches of one epoch."""
         shuffle = shuffling(self.seed, number)
         order = torch.randperm(len(self.rows), generator=shuffle).to(self.device)
         sizes = portions(len(order), self.size)
         if self.anchors is not None:
+            assert own is None, "rows that join a batch are not shared"
             also = endless(self.anchors, min(self.joining, len(self.anchors)), shuffle)
             for index in order.split(sizes):
                 yield self._at(torch.cat([index, next(also)]))
@@ -97,7 +107,11 @@ class Memory(Feed):
         for i in range(0, len(sizes), several):
             here = sizes[i : i + several]
             begin = i * self.size
-            clean, seen = self._at(order[begin : begin + sum(here)])
+            picked = order[begin : begin + sum(here)]
+            if own is not None:
+                places, here = parted(np.arange(len(picked)), here, own)
+                picked = picked[torch.from_numpy(places)]
+            clean, seen = self._at(picked)
             for at in spans(here):
                 part = clean.rows(at)
                 yield part, part if seen is clean else seen.rows(at)
@@ -119,6 +133,18 @@ def portions(rows: int, size: int) -> list[int]:
     if len(sizes) > 1 and sizes[-1] == 1:
         sizes[-2:] = [size + 1]
     return sizes
+
+
+def parted(
+    order: NDArray[np.int64], sizes: list[int], own: Own
+) -> tuple[NDArray[np.int64], list[int]]:
+    """Of neighbouring batches in an order those places that are ``own``, and how many of each.
+
+    >>> parted(np.arange(7), [4, 3], lambda rows: slice(rows // 2, rows))
+    (array([2, 3, 5, 6]), [2, 2])
+    """
+    parts = [order[at][own(n)] for at, n in zip(spans(sizes), sizes, strict=True)]
+    return np.concatenate(parts), [len(p) for p in parts]
 
 
 def spans(sizes: list[int]) -> Iterator[slice]:

@@ -8,7 +8,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, final, runtime_checkable
 
@@ -18,11 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from refold.data.sinks import atomic_path, check_writable
+from refold.data.streams import Reading
+from refold.data.streams.budget import in_words
 from refold.errors import InputError, InputWarning
 from refold.ops.ranks import like, whole
 from refold.types import Batch
 
 EVERY = 30.0  # seconds of training between two checkpoints, so that short runs have none
+NOTHING = "null"  # an argument that was not given, as JSON has it
+MOST = 100  # letters of an argument in a message
 SHARE = 50  # and at least so many times as long as the last one took to write
 
 
@@ -73,6 +77,8 @@ class Checkpoints:
     ) -> None:
         self.folder, self.arguments, self.every = Path(folder), dict(arguments), every
         self.resume, self.number = resume, -1
+        self.reading = Reading()
+        """How the rows are read; a run that goes on must read them in the same order."""
         self.resumed: int | None = None
         """Step at which a run was taken up; None where none was."""
         self._last, self._took, self._digest = 0.0, 0.0, ""
@@ -84,6 +90,11 @@ class Checkpoints:
     def file(self) -> Path:
         """File of the run that is under way."""
         return self.folder / f"{self.number}.safetensors"
+
+    def before(self) -> Reading | None:
+        """Return how the run that is to go on reads its rows; None where there is none."""
+        files = sorted(self.folder.glob("*.safetensors")) if self.resume else []
+        return Reading(**read(files[0]).values["reading"]) if files else None
 
     def begin(self, rows: Callable[[], str]) -> Kept | None:
         """Begin the next run on ``rows``, told by a digest; return where it is to go on from."""
@@ -102,13 +113,14 @@ class Checkpoints:
         wait = max(self.every, SHARE * self._took)
         return time.perf_counter() - self._last >= wait
 
-    def write(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def write(self, kept: Kept) -> None:
         """Write where the run stands; a disk that is full does not end it."""
         began = time.perf_counter()
-        told = {**values, "arguments": self.arguments, "rows": self._rows_digest()}
+        asked = {"arguments": self.arguments, "reading": asdict(self.reading)}
+        told = {**kept.values, **asked, "rows": self._rows_digest()}
         try:
             self.folder.mkdir(exist_ok=True)
-            write(self.file, Kept(told, tensors))
+            write(self.file, Kept(told, kept.tensors))
         except (InputError, OSError) as error:
             warnings.warn(f"no checkpoint was written: {error}", InputWarning, stacklevel=2)
         self._last = time.perf_counter()
@@ -130,12 +142,19 @@ class Checkpoints:
         """Raise where the run that was kept is another than the one asked for."""
         before: Mapping[str, str] = values["arguments"]
         for name in dict.fromkeys((*before, *self.arguments)):
-            was, now = before.get(name, "None"), self.arguments.get(name, "None")
+            was, now = before.get(name, NOTHING), self.arguments.get(name, NOTHING)
             if was != now:
                 raise InputError(
-                    f"cannot resume from {self.folder}: {name} was {was} and is {now} now; give "
-                    f"the same arguments, or fit anew without resuming"
+                    f"cannot resume from {self.folder}: {name} was {_said(was)} and is "
+                    f"{_said(now)} now; give the same arguments, or fit anew without resuming"
                 )
+        reading = Reading(**values["reading"])
+        if reading.order != self.reading.order:
+            raise InputError(
+                f"cannot resume from {self.folder}: the run read {_read_how(reading)}, and with "
+                f"this memory it would read {_read_how(self.reading)}, in another order; leave "
+                f"memory out to go on as it began, or fit anew without resuming"
+            )
         if values["rows"] != self._rows_digest():
             raise InputError(
                 f"cannot resume from {self.folder}: the rows are not those of the unfinished run; "
@@ -228,6 +247,19 @@ def set_generators(draw: torch.Generator, states: Mapping[str, Tensor]) -> None:
     draw.set_state(states["draw"])
     if "device" in states:
         torch.cuda.set_rng_state(states["device"], draw.device)
+
+
+def _said(argument: str) -> str:
+    """Write an argument, which is JSON or a digest of a model, as a person would."""
+    if argument == NOTHING:
+        return "not given"
+    return f"'{json.loads(argument)}'" if argument.startswith('"') else argument[:MOST]
+
+
+def _read_how(reading: Reading) -> str:
+    if reading.memory is None:
+        return "all rows at once"
+    return f"rows in parts within {in_words(reading.memory)}"
 
 
 def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:

@@ -2,62 +2,44 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from refold.data.corruptions import Corruption
-from refold.data.feed import Feed, Memory, shuffling
+from refold.data.feed import Feed, Memory, portions, shuffling
 from refold.errors import InputError
 from refold.fusion import Fusion
-from refold.latents import Latent, readings
-from refold.likelihoods import Likelihood
 from refold.model import Model
 from refold.ops.ranks import sharing, whole
 from refold.training.balance import Balancer
-from refold.training.checkpoint import (
-    Checkpoints,
-    Kept,
-    Remembering,
-    digest,
-    generators,
-    memories,
-    put_back,
-    remember,
-    set_generators,
-    tensors_of,
+from refold.training.checkpoint import Checkpoints, Kept, digest
+from refold.training.checks import gradient_norms
+from refold.training.evaluation import (
+    Outcome,
+    evaluate,
+    portion_of,
+    refuse_nan,
+    relaxed,
+    under_draws,
 )
-from refold.training.checks import first_broken_layer, gradient_norms
 from refold.training.machine import fitting_threads, keeping_memory
 from refold.training.plan import Plan
 from refold.training.precision import ROWS, Caution
 from refold.training.ranks import across, join, parted
 from refold.training.revive import revive
+from refold.training.standing import Run, Standing
 from refold.training.steps import Eager, Step, choose
-from refold.training.totals import Row, Totals, merged
-from refold.types import Batch, Code, Costs
+from refold.training.totals import Row, Totals
+from refold.types import Batch
+from refold.wording import counted
 
 KEY = 48  # bits of the number of a step, above which a seed stands
-DRAWS = 1024  # rows that tell of a model under a corruption that hides
-VALIDATION_ROWS = 8192  # rows in one forward pass of the evaluation
-VALIDATION_NUMBERS = 1 << 24  # and numbers, where the outputs are wider than 2,048
-
-
-class Outcome(Protocol):
-    """What a forward pass gives the loop: costs, and the code if there is one."""
-
-    code: Code | None
-
-    @property
-    def costs(self) -> Costs:
-        """Every cost by name."""
-        ...
 
 
 class Trainable(Protocol):
@@ -76,20 +58,6 @@ class Trainable(Protocol):
         ...
 
 
-@dataclass
-class Run:
-    """What training left behind: one history row per evaluation, and how it ended.
-
-    ``phases`` names the parts of a run that had several; a row's ``phase`` counts them from 0.
-    """
-
-    history: list[Row] = field(default_factory=list[Row])
-    phases: tuple[str, ...] = ()
-    best: Row = field(default_factory=dict[str, float])
-    stopped: str = "the budget was used"
-    seconds: float = 0.0
-
-
 @dataclass(frozen=True)
 class Progress:
     """Where a run stands, for whoever watches."""
@@ -99,6 +67,10 @@ class Progress:
     rows_per_second: float
     row: Row | None
     """The newest history row, right after an evaluation."""
+    doing: str = ""
+    """What has to be done before there are steps, where that is under way."""
+    share: float = 0.0
+    """And how much of it is done."""
 
 
 Watch = Callable[[Progress], None]
@@ -163,32 +135,25 @@ def fit(
     way = choose if alone else partial(Eager, ranks=ranks)
     low = bfloat16 or caution is not None
     engine: Step = way(model, plan, device, bfloat16=low, balancer=balancer)
-    rates, tick = plan.rates(), plan.tick
-    plateau, rate = plan.make_plateau(), rates[0]
-    run, began, step, waited = Run(), time.perf_counter(), 0, 0
-    engine.set_rate(rate)
-    best: dict[str, Tensor] = {}
-    anchor = 0.0  # the loss from which patience counts: small improvements add up
-    lowest = 0.0  # that of the best weights
-    totals, done = Totals(), False
+    rates, tick, plateau = plan.rates(), plan.tick, plan.make_plateau()
+    at = Standing(model, engine, ranks, draw, plateau, balancer, caution, rates[0])
+    run, sizes = at.run, portions(len(feed), feed.size)
+    # A corruption may mix the rows of a batch, so every process has all of them.
+    own = None if alone or corruption is not None else ranks.own
+    engine.set_rate(at.rate)
     grown = plan.steps * max((getattr(m, "warmup", 0.0) for m in model.modules()), default=0.0)
     by_batch = relaxed(model) or corruption is not None  # both may draw once for a whole batch
     portion = plan.batch_size if by_batch else portion_of(model)
     judged, judged_inputs = held_out, held_inputs
     if judged is None:
         judged, judged_inputs = feed.sample(), inputs
-    if corruption is not None and corruption.hides and len(judged) < DRAWS:
-        # What is hidden in a few rows is luck, so each is judged under several draws.
-        again = torch.arange(-(-DRAWS // len(judged)) * len(judged), device=device) % len(judged)
-        judged = judged.rows(again)
-        judged_inputs = None if judged_inputs is None else judged_inputs.rows(again)
+    if corruption is not None and corruption.hides:
+        judged, judged_inputs = under_draws(judged, judged_inputs)
 
     def evaluated() -> bool:
         """Write a history row, keep the best weights; False when patience is over."""
-        nonlocal anchor, best, lowest, rate, waited, totals
-        row: Row = {"step": float(step), "epoch": step / plan.steps_per_epoch}
-        row["lr"] = rate
-        fitted, totals = totals.means(ranks), Totals()
+        row: Row = {"step": float(at.step), "epoch": at.step / plan.steps_per_epoch, "lr": at.rate}
+        fitted, at.totals = at.totals.means(ranks), Totals()
         row |= {f"train_{k}": v for k, v in fitted.items()}
         held, figures = evaluate(model, judged, corruption, seed, judged_inputs, portion)
         row |= {f"valid_{k}": v for k, v in held.items()} | figures
@@ -196,7 +161,7 @@ def fit(
         weights = trained.weights()
         row |= {f"weight_{k}": w for k, w in weights.items() if len(weights) > 1}
         row |= {f"grad_{k}": v for k, v in gradient_norms(model).items()}
-        row["seconds"] = time.perf_counter() - began
+        row["seconds"] = at.seconds
         refuse_nan(row, model, judged)
         if caution is not None and caution.low:
             few = judged.rows(slice(0, ROWS))
@@ -204,79 +169,30 @@ def fit(
             full = evaluate(model, few, corruption, seed, shown, portion)[0]["loss"]
             with torch.autocast(device.type, torch.bfloat16):
                 low = evaluate(model, few, corruption, seed, shown, portion)[0]["loss"]
-            engine.set_format(bfloat16=caution.look(step, full, low))
+            engine.set_format(bfloat16=caution.look(at.step, full, low))
         figure = row["valid_loss"]
         if balancer is not None:
             figure = row["objective"] = balancer.judge(held)
         (figure,) = ranks.sums([figure if ranks.first else 0.0])  # so that all decide alike
         to_training(model)
         run.history.append(row)
-        if not run.best or figure < anchor - plan.min_delta * abs(anchor):
-            anchor, waited = figure, 0
+        if not run.best or figure < at.anchor - plan.min_delta * abs(at.anchor):
+            at.anchor, at.waited = figure, 0
         else:
-            waited += step >= grown  # until then it learns by other costs than it is judged by
+            at.waited += at.step >= grown  # until then it learns by other costs than judged by
         if plan.last:
             run.best = row
-        elif not run.best or figure < lowest:
-            run.best, lowest = row, figure
-            best = {k: whole(v.detach()).clone() for k, v in model.state_dict().items()}
-        if step and isinstance(model, Model):
-            revive(model, feed.sample(), engine.forget, shuffling(seed, step))
+        elif not run.best or figure < at.lowest:
+            run.best, at.lowest = row, figure
+            at.best = {k: whole(v.detach()).clone() for k, v in model.state_dict().items()}
+        if at.step and isinstance(model, Model):
+            revive(model, feed.sample(), engine.forget, shuffling(seed, at.step))
         if plateau is not None:
             plateau.step(figure)
-            rate = plateau.optimizer.param_groups[0]["lr"]
-            engine.set_rate(rate)
+            at.rate = plateau.optimizer.param_groups[0]["lr"]
+            engine.set_rate(at.rate)
         notify(row)
-        return plan.last or plan.patience is None or waited < plan.patience
-
-    def stand() -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return where the run stands, as plain values and tensors."""
-        every = merged(ranks.gathered(totals))
-        values: dict[str, Any] = {
-            "step": step, "rate": rate, "anchor": anchor, "lowest": lowest, "waited": waited,
-            "history": run.history, "best": run.history.index(run.best), "done": done,
-            "stopped": run.stopped, "seconds": time.perf_counter() - began,
-            "plateau": None if plateau is None else plateau.state_dict(),
-            "balancer": None if balancer is None else balancer.remembered(),
-            "caution": None if caution is None else vars(caution),
-            "step_by": engine.remembered() if isinstance(engine, Remembering) else None,
-            "modules": memories(model), "totals": every.remembered(),
-        }  # fmt: skip
-        parts = {
-            "model": tensors_of(model), "best": best, "engine": engine.state(),
-            "totals": every.values, "random": generators(draw),
-        }  # fmt: skip
-        return values, {f"{p}/{k}": v for p, each in parts.items() for k, v in each.items()}
-
-    def go_on(kept: Kept) -> None:
-        """Take the run up where it stood."""
-        nonlocal anchor, began, best, done, lowest, rate, step, waited
-        known = kept.values
-        step, rate, anchor = known["step"], known["rate"], known["anchor"]
-        lowest, waited, done = known["lowest"], known["waited"], known["done"]
-        run.history, run.stopped = known["history"], known["stopped"]
-        run.best, began = run.history[known["best"]], began - known["seconds"]
-        put_back(model, kept.part("model"))
-        best = {k: v.to(device) for k, v in kept.part("best").items()}
-        engine.restore({k: v.to(device) for k, v in kept.part("engine").items()})
-        totals.remember(known["totals"], {k: v.to(device) for k, v in kept.part("totals").items()})
-        if not ranks.first:
-            totals.clear()  # the first process has them for all
-        if plateau is not None:
-            plateau.load_state_dict(known["plateau"])
-            plateau.optimizer.param_groups[0]["lr"] = rate
-        if balancer is not None:
-            balancer.remember(known["balancer"])
-        if caution is not None:
-            vars(caution).update(known["caution"] or {"low": False})
-            engine.set_format(bfloat16=caution.low)
-        remember(model, known["modules"])
-        if isinstance(engine, Remembering) and known["step_by"] is not None:
-            engine.remember(known["step_by"])
-        engine.set_rate(rate)
-        to_training(model)
-        trained.set_progress(step // tick * tick / plan.steps)
-        set_generators(draw, kept.part("random"))
+        return plan.last or plan.patience is None or at.waited < plan.patience
 
     def begun() -> Kept | None:
         """Return where the run is to go on from; None where it begins."""
@@ -288,14 +204,14 @@ def fit(
     def keep(checkpoints: Checkpoints, wanted: Callable[[], bool]) -> None:
         """Have the first process write a checkpoint where it wants to."""
         if ranks.agreed(wanted):
-            values, tensors = stand()
+            kept = at.kept()
             if ranks.first:
-                checkpoints.write(values, tensors)
+                checkpoints.write(kept)
 
     def notify(row: Row | None) -> None:
         if watch is not None and ranks.first:
-            speed = step * plan.batch_size / max(1e-9, time.perf_counter() - began)
-            watch(Progress(step, plan.steps, speed, row))
+            speed = at.step * plan.batch_size / max(1e-9, at.seconds)
+            watch(Progress(at.step, plan.steps, speed, row))
 
     memory = keeping_memory(model, plan.batch_size) if device.type == "cpu" else nullcontext()
     try:
@@ -307,44 +223,50 @@ def fit(
                 trained.set_progress(0.0)
                 evaluated()
             else:
-                go_on(kept)
+                at.go_on(kept)
+                to_training(model)
+                trained.set_progress(at.step // tick * tick / plan.steps)
             try:
-                for clean, batch in feed.batches(step):
-                    if done or step >= plan.steps:
+                for clean, batch in feed.batches(at.step, own):
+                    if at.done or at.step >= plan.steps:
                         break
                     if corruption is not None:
                         batch = corruption(batch, draw)
                         clean = corruption.target(clean, batch)
                     if alone:
-                        totals.add(engine.take(batch, clean), len(clean))
+                        at.totals.add(engine.take(batch, clean), len(clean))
                     else:
-                        share = ranks.share(len(clean), (seed << KEY) + step)
+                        size = sizes[at.step % len(sizes)]
+                        share = ranks.share(size, (seed << KEY) + at.step)
+                        if own is None:
+                            batch, clean = parted(batch, share), parted(clean, share)
                         with sharing(share):
-                            costs = engine.take(parted(batch, share), parted(clean, share))
-                        totals.add(costs, share.count)
-                    step += 1
-                    if step % tick == 0:
-                        trained.set_progress(step / plan.steps)
+                            costs = engine.take(batch, clean)
+                        at.totals.add(costs, share.count)
+                    at.step += 1
+                    if at.step % tick == 0:
+                        trained.set_progress(at.step / plan.steps)
                         if plateau is None:
-                            rate = rates[step // tick]
-                            engine.set_rate(rate)
+                            at.rate = rates[at.step // tick]
+                            engine.set_rate(at.rate)
                         notify(None)
-                    judging = step % plan.period == 0 or step == plan.steps
+                    judging = at.step % plan.period == 0 or at.step == plan.steps
                     if judging and not evaluated():
-                        run.stopped = f"no improvement in {plan.patience} evaluations"
+                        waited = counted(plan.patience or 0, "evaluation")
+                        run.stopped = f"no improvement in {waited}"
                         break
-                    if checkpoints is not None and (judging or step % tick == 0):
+                    if checkpoints is not None and (judging or at.step % tick == 0):
                         keep(checkpoints, checkpoints.due)
-                    if ranks.stopped(step):
+                    if ranks.stopped(at.step):
                         raise KeyboardInterrupt
             except KeyboardInterrupt:
                 run.stopped = "interrupted"
                 if checkpoints is not None and run.history:
                     keep(checkpoints, lambda: True)
-                if run.history and run.history[-1]["step"] < step:
+                if run.history and run.history[-1]["step"] < at.step:
                     evaluated()  # the steps since the last one may be the best
             else:
-                done = True
+                at.done = True
                 if checkpoints is not None:
                     keep(checkpoints, checkpoints.file.is_file)
     except KeyboardInterrupt:
@@ -353,6 +275,7 @@ def fit(
     engine.close()
     for body in bodies(model):
         body.joined = 0
+    best = at.best
     if model is not given:
         best = best or {k: whole(v.detach()) for k, v in model.state_dict().items()}
         model = given
@@ -363,7 +286,7 @@ def fit(
     if plan.steps == 0:
         run.stopped = "nothing was left to train"
     model.eval()
-    run.seconds = time.perf_counter() - began
+    run.seconds = at.seconds
     return run
 
 
@@ -404,86 +327,6 @@ def to_training(model: nn.Module) -> None:
                 layer.eval()
 
 
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    rows: Batch,
-    corruption: Corruption | None,
-    seed: int,
-    inputs: Batch | None = None,
-    portion: int = VALIDATION_ROWS,
-) -> tuple[Row, Row]:
-    """Mean over the rows of the loss and of every term, and figures of the code.
-
-    There is one fixed draw of the corruption. A latent that is relaxed in evaluation is constrained
-    here as in training, over ``portion`` rows at a time and with one fixed draw too. ``dead_units``
-    counts the entries of the code that are zero in every row; gauges read what the latent says of
-    each row.
-    """
-    model.eval()
-    growing = [(m, m.progress) for m in model.modules() if isinstance(m, Latent)]
-    for part in relaxed(model):
-        part.train()
-    for latent, _ in growing:
-        latent.progress = 1.0  # costs that grow in count in full
-    totals = Totals()
-    device = next(iter(rows.x.values())).device
-    draw = torch.Generator(device).manual_seed(seed + 1)
-    alive: Tensor | None = None
-    stats: dict[str, list[Tensor]] = {}
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed + 1)
-        for start in range(0, len(rows), portion):
-            at = slice(start, start + portion)
-            clean = rows.rows(at)
-            batch = clean if inputs is None else inputs.rows(at)
-            if corruption is not None:
-                batch = corruption(batch, draw)
-                clean = corruption.target(clean, batch)
-            output: Outcome = model(batch, clean)
-            totals.add(output.costs, len(clean))
-            if output.code is not None:
-                active = (output.code.z != 0).any(0)
-                alive = active if alive is None else alive | active
-                for name, value in output.code.stats.items():
-                    stats.setdefault(name, []).append(value.detach())
-    for latent, progress in growing:
-        latent.progress = progress
-    means = totals.means()
-    if alive is None:
-        return means, {}
-    return means, {"dead_units": float((~alive).sum()), **readings(stats)}
-
-
-def portion_of(model: nn.Module) -> int:
-    """Rows in one forward pass of the evaluation of a model with outputs or a code that wide."""
-    width = sum(m.width for m in model.modules() if isinstance(m, Likelihood | Latent))
-    return max(1, min(VALIDATION_ROWS, VALIDATION_NUMBERS // max(1, width)))
-
-
-def relaxed(model: nn.Module) -> list[nn.Module]:
-    """Return the latents and bodies whose constraint holds in training only."""
-    return [m for m in model.modules() if isinstance(m, Latent | Fusion) and m.relaxed]
-
-
 def bodies(model: nn.Module) -> list[Fusion]:
     """Return the bodies inside a model: one, where it is not made for another use."""
     return [m for m in model.modules() if isinstance(m, Fusion)]
-
-
-def refuse_nan(row: Row, model: nn.Module, rows: Batch) -> None:
-    """Raise for a loss that is no number, naming the field or term and the layer to blame."""
-    wrong = [
-        k for k, v in row.items()
-        if k.startswith(("train_", "valid_")) and (v != v or abs(v) == float("inf"))
-    ]  # fmt: skip
-    if not wrong:
-        return
-    terms = dict.fromkeys(k.partition("_")[2] for k in wrong)
-    terms.pop("loss", None)
-    layer = first_broken_layer(model, rows.rows(slice(0, portion_of(model))))
-    where = "" if layer is None else f" (first in layer {layer})"
-    raise InputError(
-        f"training left the range of numbers at step {row['step']:.0f}, in the cost of "
-        f"{' and '.join(repr(t) for t in terms) or 'a batch'}{where}; use a smaller lr"
-    )

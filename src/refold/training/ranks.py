@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import signal
 import threading
 import warnings
@@ -18,18 +17,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from refold import processes
-from refold.errors import InputError, ProcessError
+from refold.errors import InputError
 from refold.fusion import Fusion
 from refold.latents import Latent
 from refold.model import Model
 from refold.ops import ranks as shared
+from refold.ops.meeting import everyone, meet, others_ending
 from refold.ops.ranks import Share
 from refold.penalties import Penalty
 from refold.types import Batch, Code
 
 T = TypeVar("T")
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
-_met: list[Any] = []  # where the processes met, which the first one or torchrun holds
 LOOKED = 32  # steps between two looks at a flag that lies on an accelerator
 
 
@@ -60,6 +59,10 @@ class Ranks:
         """Return what this process takes of a batch: runs of rows as equal as can be."""
         counts = tuple(rows // self.count + (r < rows % self.count) for r in range(self.count))
         return Share(self.rank, counts, key, self.device)
+
+    def own(self, rows: int) -> slice:
+        """Where the rows of this process are in a batch of so many."""
+        return self.share(rows, 0).rows
 
     @torch.no_grad()
     def begin(self, model: nn.Module) -> None:
@@ -132,26 +135,11 @@ class Ranks:
 
     def agreed(self, decide: Callable[[], T]) -> T:
         """Return what the first process finds, or raise everywhere what it cannot use."""
-        if not self.several:
-            return decide()
-        found: list[Any] = [None, None]
-        if self.first:
-            try:
-                found[0] = decide()
-            except InputError as error:
-                found[1] = str(error)
-        dist.broadcast_object_list(found, 0, device=self.device)
-        if found[1] is not None:
-            raise InputError(found[1])
-        return found[0]
+        return everyone().agreed(decide) if self.several else decide()
 
     def gathered(self, value: T) -> list[T]:
         """Return every process's value, in all of them."""
-        if not self.several:
-            return [value]
-        found: list[Any] = [None] * self.count
-        dist.all_gather_object(found, value)
-        return found
+        return everyone().gathered(value) if self.several else [value]
 
     @contextmanager
     def listening(self, folder: Path | None) -> Generator[None]:
@@ -165,14 +153,8 @@ class Ranks:
         if heard:
             signal.signal(signal.SIGINT, self._ask)
         try:
-            yield
-        except RuntimeError as error:
-            if not self.several or not is_lost(error):
-                raise
-            kept = folder is not None and any(folder.glob("*.safetensors"))
-            what = f"start it again with --resume to go on from {folder}" if kept else "start anew"
-            said = f"another of the {self.count} processes of this run ended, so it cannot go on"
-            raise ProcessError(f"{said}; {what}", first=is_first_to_say()) from error
+            with others_ending(partial(going_on, folder)):
+                yield
         finally:
             if heard:
                 signal.signal(signal.SIGINT, before)
@@ -185,39 +167,16 @@ class Ranks:
 
 def join(device: torch.device) -> Ranks:
     """Meet the processes that ``torchrun`` started beside this one; alone where there are none."""
-    if processes.count() > 1 and not dist.is_initialized():
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        torch_dist = cast(Any, dist)
-        _met.append(next(torch_dist.rendezvous("env://"))[0])
-        torch_dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            store=torch_dist.PrefixStore("training", _met[0]),
-            rank=processes.number(),
-            world_size=processes.count(),
-        )
-        atexit.register(leave)
+    if processes.count() > 1 and device.type == "cuda":
+        torch.cuda.set_device(device)
+    meet()
     return Ranks(device)
 
 
-def is_first_to_say() -> bool:
-    """Whether no other process has asked this: one message is enough."""
-    try:
-        return not _met or _met[0].add("ended", 1) == 1
-    except RuntimeError:  # where they met has ended too
-        return True
-
-
-def leave() -> None:
-    """Part from the other processes."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def is_lost(error: RuntimeError) -> bool:
-    """Whether an error says that another process no longer answers."""
-    said = str(error)
-    return isinstance(error, dist.DistError) or "gloo" in said or "NCCL" in said
+def going_on(folder: Path | None) -> str:
+    """Advise what to do where a process ended, by the folder where checkpoints are."""
+    kept = folder is not None and any(folder.glob("*.safetensors"))
+    return f"start it again with --resume to go on from {folder}" if kept else "start anew"
 
 
 def parted(batch: Batch, share: Share) -> Batch:

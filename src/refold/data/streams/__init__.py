@@ -4,9 +4,10 @@ A pass over the files learns what all rows have to tell. Rows are then decoded i
 name, and every epoch draws blocks of these in random order, many of them mixed in memory.
 """
 
-from refold.data.streams.feed import Streamed
+from refold.data.streams.feed import Reading, Streamed
 from refold.data.streams.look import Look
 from refold.data.streams.mixing import mixing
 from refold.data.streams.stream import Stream, opened
+from refold.data.streams.telling import Told, unheeded
 
-__all__ = ["Look", "Stream", "Streamed", "mixing", "opened"]
+__all__ = ["Look", "Reading", "Stream", "Streamed", "Told", "mixing", "opened", "unheeded"]

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing
+from dataclasses import dataclass, field
 from itertools import count
 from typing import final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from refold.data.feed import CHUNK, Feed, portions, spans
+from refold.data.feed import CHUNK, Feed, Own, parted, portions, spans
 from refold.data.streams.ahead import ahead
-from refold.data.streams.budget import returning
+from refold.data.streams.budget import released, returning
 from refold.data.streams.store import Arrays, Filling, Store
 from refold.types import Batch
 
 ORDER = 611_953  # has the order in a window differ from that of the blocks
 REMARKS = 5  # on values, that are kept
-DEPTH = 8  # portions of some batches that are ready ahead of the step
+DEPTH = 8  # portions of some batches that are ready ahead of the step, where there is memory
+QUEUE = 16  # share of the memory that they may take
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a run reads its rows, so that another that goes on from it does the same.
+
+    ``memory`` in bytes, None where all rows are read at once; whether they are ``cached``, decoded
+    once; and by name all else that their ``order`` follows from, beside the seed.
+    """
+
+    memory: int | None = None
+    cached: bool | None = None
+    order: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @final
@@ -30,8 +46,8 @@ class Streamed(Feed):
     :func:`refold.data.streams.mixing`, batches mix rows as well as :math:`1 / (1 + B / K)`. A
     thread brings the next window in while batches of one leave, so there is memory for two.
 
-    ``sample`` are rows in memory to judge a model by. The encoder sees the fields ``seen`` alone,
-    where they are named.
+    ``sample`` are rows in memory to judge a model by; ``reading`` says how all others are read. The
+    encoder sees the fields ``seen`` alone, where they are named.
     """
 
     def __init__(
@@ -41,10 +57,11 @@ class Streamed(Feed):
         *,
         window: int,
         sample: Batch,
+        reading: Reading,
         seen: Collection[str] | None = None,
         seed: int = 0,
     ) -> None:
-        self.store, self.size, self.seed = store, size, seed
+        self.store, self.size, self.seed, self.reading = store, size, seed, reading
         self.window = max(1, min(window, len(store)) // size) * size
         self.rows, self.seen = sample, seen
 
@@ -69,44 +86,54 @@ class Streamed(Feed):
         """Let go of what lies on disk."""
         self.store.close()
 
-    def batches(self, start: int = 0) -> Iterator[tuple[Batch, Batch]]:
+    def batches(self, start: int = 0, own: Own | None = None) -> Iterator[tuple[Batch, Batch]]:
         """Batches made ahead by a thread, which ends with this loop."""
-        with returning(), closing(ahead(self._portions(start), DEPTH)) as portioned:
+        released()  # what learning from the sample left
+        with returning():
+            self.store.ready()
+        some = self._several * self.size * self.store.layout.row_bytes
+        depth = max(1, min(DEPTH, (self.reading.memory or 0) // QUEUE // some))
+        with returning(), closing(ahead(self._portions(start, own), depth)) as portioned:
             for arrays, sizes in portioned:
                 rows = batch_of(arrays).to(self.device)
                 for at in spans(sizes):
                     part = rows.rows(at)
                     yield part, part if self.seen is None else part.only(self.seen)
 
-    def _portions(self, start: int) -> Iterator[tuple[Arrays, list[int]]]:
+    def _portions(self, start: int, own: Own | None) -> Iterator[tuple[Arrays, list[int]]]:
         """Some batches at a time as arrays, while the next window is brought in."""
         layout = self.store.layout
-        several = max(1, 4 * CHUNK // max(1, layout.row_bytes * self.size))
-        coming = self._windows(start)
-        room, spare = layout.room(self._most()), layout.room(self._most())
-        own, skip, filling = next(coming)
-        for _ in filling(room):
+        several = self._several
+        coming = self._windows(start, own)
+        most = len(Window.of(np.arange(max(portions(len(self), self.window))), self.size, own))
+        room, spare = layout.room(most), layout.room(most)
+        window, skip, filling = next(coming)
+        for _ in filling(room, window.wanted):
             pass
         while True:
             following = next(coming)
-            there, filled = 0.0, following[2](spare)
-            epoch, number, rows = own
-            order = np.random.default_rng((ORDER, self.seed, epoch, number)).permutation(rows)
-            sizes = portions(rows, self.size)
+            there, filled = 0.0, following[2](spare, following[0].wanted)
+            sizes = window.sizes
+            begin = sum(sizes[:skip])
             for i in range(skip, len(sizes), several):
                 here = sizes[i : i + several]
-                begin = i * self.size
-                picked = order[begin : begin + sum(here)]
+                picked = window.order[begin : begin + sum(here)]
+                begin += len(picked)
                 yield {k: v.take(picked, axis=0) for k, v in room.items()}, here
                 while there < (i + several) / len(sizes):
                     there = next(filled, np.inf)
             for _ in filled:
                 pass
             room, spare = spare, room
-            own, skip, _ = following
+            window, skip, _ = following
 
-    def _windows(self, start: int) -> Iterator[tuple[tuple[int, int, int], int, Filling]]:
-        """Epoch, number and rows of each window, batches of it to leave out, and how to fill it."""
+    @property
+    def _several(self) -> int:
+        """Batches that are put together at a time."""
+        return max(1, 4 * CHUNK // max(1, self.store.layout.row_bytes * self.size))
+
+    def _windows(self, start: int, own: Own | None) -> Iterator[tuple[Window, int, Filling]]:
+        """Windows in turn, batches to leave out of each, and how to fill it."""
         each = portions(len(self), self.window)
         epoch, done = divmod(start, len(portions(len(self), self.size)))
         first = min(done // (self.window // self.size), len(each) - 1)
@@ -114,12 +141,36 @@ class Streamed(Feed):
         for e in count(epoch):
             fillings = self.store.windows(self.seed, e, self.window, first)
             for number, filling in enumerate(fillings, first):
-                yield (e, number, each[number]), skip, filling
+                order = np.random.default_rng((ORDER, self.seed, e, number))
+                yield Window.of(order.permutation(each[number]), self.size, own), skip, filling
                 skip = 0
             first = 0
 
-    def _most(self) -> int:
-        return max(portions(len(self), self.window))
+
+@dataclass(frozen=True)
+class Window:
+    """Where rows lie in memory in the ``order`` in which they leave it, in batches of ``sizes``.
+
+    ``wanted`` says which rows of the window are there, where not all of them are.
+    """
+
+    order: NDArray[np.int64]
+    sizes: list[int]
+    wanted: NDArray[np.bool_] | None
+
+    @classmethod
+    def of(cls, order: NDArray[np.int64], size: int, own: Own | None) -> Window:
+        """Keep of a window in an order those rows of each batch that are ``own``."""
+        sizes = portions(len(order), size)
+        if own is None:
+            return cls(order, sizes, None)
+        mine, sizes = parted(order, sizes, own)
+        wanted = np.zeros(len(order), bool)
+        wanted[mine] = True
+        return cls((np.cumsum(wanted) - 1)[mine], sizes, wanted)
+
+    def __len__(self) -> int:
+        return len(self.order)
 
 
 def batch_of(arrays: Arrays) -> Batch:

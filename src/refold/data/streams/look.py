@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,14 +17,17 @@ from refold.data.sources.files import concatenated
 from refold.data.streams.ahead import ahead
 from refold.data.streams.budget import releasing
 from refold.data.streams.sources import Source
+from refold.data.streams.telling import Told, unheeded
 from refold.fields import fields
 from refold.fields.category import Classes
+from refold.ops.meeting import in_vain, neighbours
 from refold.parts import PartSpec
 from refold.table import Arrow, Column, Table, compute, holds_lists
 
 DECLARED = 100_000  # levels that are looked for in a column declared to be of classes
 JOINED = 64  # pieces of a sample that are kept apart
 SAMPLE = 350_377  # has the sample differ from other draws of the same seed
+NOWHERE = Path("rows")  # where it makes no difference which file they are from
 LONG = 20  # rows from which a column of consecutive numbers counts them
 
 
@@ -67,48 +70,107 @@ def look(
     portion: int,
     seed: int,
     overrides: Mapping[str, Override] | None = None,
+    *,
+    told: Told = unheeded,
 ) -> Look:
-    """Pass over all rows, a portion at a time, and keep about ``size`` of them."""
-    places = spread(len(source), size, seed)
+    """Pass over all rows, a portion at a time, and keep about ``size`` of them.
+
+    Processes of one machine pass over a share each, and find together what one would find.
+    """
+    near, places = neighbours(), spread(len(source), size, seed)
+    low, high = (len(source) * r // near.count for r in (near.number, near.number + 1))
+    parts = near.each(lambda: glance(source, places, portion, (low, high), overrides, told))
     sample, telling = Pieces(), Pieces()
-    told: list[int] = []  # places of the rows in the latter
-    reasons: list[tuple[int, str, Any]] = []  # why they are there: number, column, level
+    reasons: list[Reason] = []
     known: dict[str, Known] = {}
-    forms: set[frozenset[str]] = set()
-    begin = 0
-    tables = (t for g in range(len(source.groups)) for t in source.portions(g, portion))
-    with closing(ahead(tables)) as read:
-        for table in releasing(read):
-            first, last = np.searchsorted(places, (begin, begin + len(table)))
-            sample.add(table, places[first:last] - begin)
-            found: list[tuple[int, str, Any]] = []
-            if (names := frozenset(table.columns)) not in forms:
-                forms.add(names)  # where a column is not in all files, its gaps are there
-                found.append((0, "", None))
-            for name, column in table.columns.items():
-                if name not in known:
-                    known[name] = Known(limit(column, (overrides or {}).get(name)))
-                found += [(row, name, level) for row, level in known[name].news(column, begin)]
-            rows = sorted({row for row, *_ in found})
-            number = {row: len(told) + i for i, row in enumerate(rows)}
-            reasons += [(number[row], name, level) for row, name, level in found]
-            telling.add(table, np.array(rows, np.int64))
-            told += [begin + row for row in rows]
-            begin += len(table)
+    forms: dict[frozenset[str], int] = {}
+    for part in parts:
+        for name, other in part.known.items():
+            if name not in known:
+                known[name] = Known(other.limit)
+        reasons += [r for r in part.reasons if r.name and known[r.name].learns(r.level)]
+        for name, other in part.known.items():
+            known[name].follow(other)
+        reasons += [Reason(at, "", None) for form, at in part.forms.items() if form not in forms]
+        forms = {**part.forms, **forms}
+        sample.join(part.sample)
+        telling.join(part.telling)
     few = sample.table()
     unheard = {n: k.unheard(few.columns.get(n)) for n, k in known.items()}
     unheard[""] = {None} if len(forms) > 1 else set()
     own = set(places.tolist())
-    kept = {i: v for i, name, v in reasons if v in unheard[name] and told[i] not in own}
-    gaps = {i for i, name, v in reasons if v is None and None in unheard[name] and i in kept}
-    at = sorted(kept)
+    kept = [r for r in reasons if r.level in unheard[r.name] and r.place not in own]
+    at = sorted({r.place for r in kept})
     whole = few
     if at:
-        also = telling.table()
-        whole = joined([few, replace(also, columns=also.take(np.array(at)))])
-    missing = np.array([len(places) + n for n, i in enumerate(at) if i in gaps], np.int64)
-    counting = tuple(n for n, k in known.items() if k.counts and begin >= LONG)
-    return Look(begin, whole, places, missing, counting)
+        also, there = telling.table(), np.concatenate([part.told for part in parts])
+        whole = joined([few, replace(also, columns=also.take(np.searchsorted(there, at)))])
+    absent = {r.place for r in kept if r.level is None}
+    missing = np.array([len(places) + n for n, i in enumerate(at) if i in absent], np.int64)
+    counting = tuple(n for n, k in known.items() if k.counts and len(source) >= LONG)
+    return Look(len(source), whole, places, missing, counting)
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why the row at a ``place`` is kept: the first with a ``level`` of the column ``name``.
+
+    The level None is a gap; of a set of columns that was not met before the name is empty.
+    """
+
+    place: int
+    name: str
+    level: Any
+
+
+@dataclass
+class Glance:
+    """What one process has found in its rows: a sample, and rows that tell of levels and gaps.
+
+    ``told`` are the places of the latter, ``forms`` where each set of columns was met first.
+    """
+
+    sample: Pieces
+    telling: Pieces
+    told: NDArray[np.int64]
+    reasons: list[Reason]
+    known: dict[str, Known]
+    forms: dict[frozenset[str], int]
+
+
+def glance(
+    source: Source,
+    places: NDArray[np.int64],
+    portion: int,
+    share: tuple[int, int],
+    overrides: Mapping[str, Override] | None,
+    told: Told,
+) -> Glance:
+    """Pass over the portions that begin in a ``share`` of the rows."""
+    found = Glance(Pieces(), Pieces(), np.zeros(0, np.int64), [], {}, {})
+    low, high = share
+    with closing(ahead(source.between(low, high, portion))) as read:
+        for begin, table, path in releasing(read):
+            first, last = np.searchsorted(places, (begin, begin + len(table)))
+            if last > first or not begin:
+                found.sample.add(table, places[first:last] - begin, path)
+            reasons: list[Reason] = []
+            if (names := frozenset(table.columns)) not in found.forms:
+                found.forms[names] = begin  # where a column is not in all files, its gaps are there
+                reasons.append(Reason(begin, "", None))
+            for name, column in table.columns.items():
+                if name not in found.known:
+                    found.known[name] = Known(limit(column, (overrides or {}).get(name)))
+                news = found.known[name].news(column, begin)
+                reasons += [Reason(begin + row, name, level) for row, level in news]
+            rows = np.array(sorted({r.place for r in reasons}), np.int64)
+            if len(rows):
+                found.telling.add(table, rows - begin, path)
+                found.told = np.concatenate([found.told, rows])
+            found.reasons += [r for r in reasons if r.name]
+            in_vain()
+            told("looking at all rows", (begin + len(table) - low) / max(1, high - low))
+    return found
 
 
 def spread(rows: int, size: int, seed: int) -> NDArray[np.int64]:
@@ -166,6 +228,21 @@ class Known:
             found += [(compute.index(column, pa.scalar(v, column.type)).as_py(), v) for v in new]
         return found
 
+    def learns(self, level: Any) -> bool:
+        """Whether a level that was found in later rows is new here; None is a gap."""
+        if level is None:
+            return not self.gaps
+        if len(self.levels) > self.limit or level in self.levels:
+            return False
+        self.levels.add(level)
+        return True
+
+    def follow(self, later: Known) -> None:
+        """Take note of what later rows have, but for their levels."""
+        self.gaps = self.gaps or later.gaps
+        self.counts = self.counts and later.counts and self.first in (None, later.first)
+        self.first = later.first if self.first is None else self.first
+
     def unheard(self, sample: Column | None) -> set[Any]:
         """Levels that a sample of the column does not have, None among them for a gap.
 
@@ -197,22 +274,30 @@ class Pieces:
     """Rows from many tables, made one table from time to time: small pieces cost much."""
 
     parts: list[Table] = field(default_factory=list[Table])
+    paths: list[Path] = field(default_factory=list[Path])
+    """The files in which they begin, for a message."""
 
-    def add(self, table: Table, rows: NDArray[np.int64]) -> None:
+    def add(self, table: Table, rows: NDArray[np.int64], path: Path = NOWHERE) -> None:
         """Keep some rows of a table."""
         if len(rows) or not self.parts:
             self.parts.append(replace(table, columns=table.take(rows)))
+            self.paths.append(path)
         if len(self.parts) > JOINED:
-            self.parts = [joined(self.parts)]
+            self.parts, self.paths = [self.table()], self.paths[:1]
+
+    def join(self, others: Pieces) -> None:
+        """Have the rows of others come after these."""
+        self.parts += others.parts
+        self.paths += others.paths
 
     def table(self) -> Table:
         """All rows kept."""
-        return joined(self.parts)
+        return joined(self.parts, self.paths)
 
 
-def joined(parts: list[Table]) -> Table:
+def joined(parts: list[Table], paths: Sequence[Path] = ()) -> Table:
     """Rows of several tables as one, in memory of its own."""
-    places = [Path(f"part {i} of the rows") for i in range(len(parts))]
+    places = paths or [Path(f"part {i} of the rows") for i in range(len(parts))]
     whole = parts[0] if len(parts) == 1 else concatenated(parts, places)
     own = {
         k: c if isinstance(c, np.ndarray) else pa.chunked_array([c.combine_chunks()], c.type)

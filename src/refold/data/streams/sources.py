@@ -14,11 +14,13 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 
 from refold.data.containers import NumPy, default
-from refold.data.sources.delimited import MISSING, decoded, heading, stripped
+from refold.data.sources.delimited import MISSING, Heading, decoded, heading, stripped
 from refold.data.sources.files import DAMAGE, ending
 from refold.data.sources.memory import arrow_table, named_block
 from refold.data.sources.stored import Stored
+from refold.data.streams.telling import Told, unheeded
 from refold.errors import InputError
+from refold.ops.meeting import in_vain, neighbours
 from refold.table import Arrow, Table
 
 GROUP = 8_000_000  # bytes of an array's rows that are read together
@@ -35,10 +37,17 @@ T = TypeVar("T")
 class Source(ABC):
     """Rows in files. They are parted in groups, which can be read in any order."""
 
+    _row_bytes: float | None = None
+
     @property
     @abstractmethod
     def groups(self) -> tuple[int, ...]:
         """How many rows each group has."""
+
+    @property
+    @abstractmethod
+    def paths(self) -> tuple[Path, ...]:
+        """The file of each group."""
 
     @abstractmethod
     def portions(self, group: int, rows: int) -> Iterator[Table]:
@@ -52,14 +61,34 @@ class Source(ABC):
     def __len__(self) -> int:
         return sum(self.groups)
 
+    def between(self, low: int, high: int, rows: int) -> Iterator[tuple[int, Table, Path]]:
+        """Portions that begin from row ``low`` to below row ``high`` of all, with that and a file.
+
+        Of a group that only begins or ends there no more is read than it takes.
+        """
+        end = 0
+        for group, (many, path) in enumerate(zip(self.groups, self.paths, strict=True)):
+            start, end = end, end + many
+            if start >= high or end <= low:
+                continue
+            begin = start
+            for table in self.portions(group, rows):
+                if begin >= high:
+                    break
+                if begin >= low:
+                    yield begin, table, path
+                begin += len(table)
+
     def row_bytes(self) -> float:
         """Bytes of a row as it is read, or in single precision, estimated from the first rows."""
-        table = next(self.portions(0, FEW))
-        found = sum(
-            max(c.nbytes, 4 * c.size) if isinstance(c, np.ndarray) else int(c.nbytes)
-            for c in table.columns.values()
-        )
-        return found / max(1, len(table))
+        if self._row_bytes is None:
+            table = next(self.portions(0, FEW))
+            found = sum(
+                max(c.nbytes, 4 * c.size) if isinstance(c, np.ndarray) else int(c.nbytes)
+                for c in table.columns.values()
+            )
+            self._row_bytes = found / max(1, len(table))
+        return self._row_bytes
 
 
 def careful(path: Path, read: Callable[[], T]) -> T:
@@ -94,6 +123,11 @@ class ParquetFiles(Source):
     def groups(self) -> tuple[int, ...]:
         """Rows of each row group."""
         return tuple(self.kept[f].row_group(g).num_rows for f, g in self.at)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The file of each row group."""
+        return tuple(self.files[f] for f, _ in self.at)
 
     @property
     def opening(self) -> int:
@@ -146,6 +180,11 @@ class ArrayFiles(Source):
         return tuple(end - begin for _, begin, end in self.at)
 
     @property
+    def paths(self) -> tuple[Path, ...]:
+        """The file of each range."""
+        return tuple(own.path for own, *_ in self.at)
+
+    @property
     def opening(self) -> int:
         """Nothing: rows are read as they are."""
         return 0
@@ -167,15 +206,26 @@ class TextFiles(Source):
     numbers, anything to text.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path], told: Told = unheeded) -> None:
         self.files = tuple(files)
         self.types: dict[str, Any] = {}
-        self.counts = [careful(f, lambda f=f: self._counted(f)) for f in self.files]
+        for file in self.files:
+            careful(file, lambda f=file: self._begun(f))
+        near = neighbours()
+        found = near.each(lambda: self._counted(near.number, near.count, told))
+        self.types = {n: widest([types[n] for _, types in found]) for n in self.types}
+        counts = {i: many for each, _ in found for i, many in each.items()}
+        self.counts = [counts[i] for i in range(len(self.files))]
 
     @property
     def groups(self) -> tuple[int, ...]:
         """Rows of each file."""
         return tuple(self.counts)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files."""
+        return self.files
 
     @property
     def opening(self) -> int:
@@ -192,10 +242,13 @@ class TextFiles(Source):
                 columns = [stripped(c) if pa.types.is_string(c.type) else c for c in part.columns]
                 yield arrow_table(part.schema.names, columns, default)
 
-    def _open(self, path: Path) -> Any:
+    def _heading(self, path: Path) -> Heading:
         with path.open("rb") as file:
             line = file.readline()
-        top = heading(decoded(line), "\t" if ending(path) == ".tsv" else None)
+        return heading(decoded(line), "\t" if ending(path) == ".tsv" else None)
+
+    def _open(self, path: Path) -> Any:
+        top = self._heading(path)
         return pa_csv.open_csv(
             path,
             pa_csv.ReadOptions(
@@ -209,20 +262,38 @@ class TextFiles(Source):
             ),
         )
 
-    def _counted(self, path: Path) -> int:
-        """Count rows, widening the type of any column that holds what its first block did not."""
+    def _begun(self, path: Path) -> None:
+        """Take note of the types of a file's first block."""
+        reader = self._widening(path, lambda: self._open(path))
+        for column in reader.schema:
+            # Of what the first block does not show, a number is the first guess.
+            kind = pa.float64() if pa.types.is_null(column.type) else column.type
+            self.types.setdefault(column.name, kind)
+
+    def _counted(
+        self, number: int, count: int, told: Told
+    ) -> tuple[dict[int, int], dict[str, Any]]:
+        """Count the rows of one process's share of the files; return the types they need, too."""
+        found: dict[int, int] = {}
+        mine = range(number, len(self.files), count)
+        for done, i in enumerate(mine, 1):
+            path = self.files[i]
+
+            def rows(path: Path = path) -> int:
+                return sum(len(batch) for batch in self._open(path))
+
+            found[i] = careful(path, lambda p=path, r=rows: self._widening(p, r))
+            in_vain()
+            told("counting rows", done / len(mine))
+        return found, self.types
+
+    def _widening(self, path: Path, read: Callable[[], T]) -> T:
+        """Read, widening the type of any column that holds what is not of it."""
         while True:
-            reader = self._open(path)
-            empty = [c.name for c in reader.schema if pa.types.is_null(c.type)]
-            for column in reader.schema:
-                kind = pa.float64() if column.name in empty else column.type
-                self.types.setdefault(column.name, kind)
-            if empty:
-                continue  # of what its first block does not show, a number is the first guess
             try:
-                return sum(len(batch) for batch in reader)
+                return read()
             except pa.ArrowInvalid as error:
-                name = self._misread(str(error), reader.schema.names)
+                name = self._misread(str(error), self._heading(path).names)
                 if name is None:
                     raise
                 whole = pa.types.is_integer(self.types[name])
@@ -232,4 +303,9 @@ class TextFiles(Source):
         """Name of the column whose cells are not of its type; None where that is not the reason."""
         place = message.partition("In CSV column #")[2].partition(":")[0]
         name = names[int(place)] if place.isdigit() else None
-        return None if name is None or self.types[name] == pa.string() else name
+        return None if name is None or self.types.get(name) in (None, pa.string()) else name
+
+
+def widest(types: Sequence[Arrow]) -> Arrow:
+    """Return that of some types of a column which holds what all of them hold."""
+    return next((t for t in (pa.string(), pa.float64()) if t in types), types[0])

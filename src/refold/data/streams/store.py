@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -19,15 +17,20 @@ from refold.data.feed import portions
 from refold.data.schema import Schema
 from refold.data.streams.ahead import ahead
 from refold.data.streams.budget import in_words, released, releasing
+from refold.data.streams.scratch import keeping, read_at, unnamed, write_at
 from refold.data.streams.sources import Source
+from refold.data.streams.telling import Told, unheeded
 from refold.errors import InputError
+from refold.ops.meeting import Circle, in_vain, neighbours
+from refold.table import Table
 from refold.types import Batch
 
 Arrays: TypeAlias = dict[str, NDArray[Any]]
 """Rows as arrays ``[n, *]`` by name: ``x/field`` its numbers, ``gap/field`` what is missing."""
 
-Filling: TypeAlias = Callable[[Arrays], Iterator[float]]
-"""Brings the rows of a window into arrays, bit by bit, and gives the share that is there."""
+Filling: TypeAlias = Callable[[Arrays, NDArray[np.bool_] | None], Iterator[float]]
+"""Brings the rows of a window that are wanted (None: all) into arrays, bit by bit, and gives the
+share that is there."""
 
 LEAST, MOST = 1 << 14, 1 << 20  # bytes of a block: reads of less cost as much, more mix less
 SPREAD = (
@@ -104,22 +107,31 @@ class Encoding:
         """Rows of a group, each portion with its place among all rows that are trained on."""
         begin = int(self.starts[group])
         for table in self.source.portions(group, self.portion):
-            end = begin + len(table)
-            first, last = np.searchsorted(self.held, (begin, end))
-            try:
-                # A column that some files lack is there in others: that is no remark on all rows.
-                rows, notes = self.schema.encode(table, self.schema.order)
-            except InputError as error:
-                raise InputError(f"rows {begin} to {end - 1} of all: {error}") from error
-            self.notes |= dict.fromkeys(notes)
-            found = self.layout.arrays(rows)
-            if last > first:
-                kept = np.ones(len(table), bool)
-                kept[self.held[first:last] - begin] = False
-                found = {k: v[kept] for k, v in found.items()}
-            if last - first < len(table):
-                yield begin - int(first), found
-            begin = end
+            yield from self._encoded(begin, table, self.source.paths[group])
+            begin += len(table)
+
+    def between(self, low: int, high: int) -> Iterator[tuple[int, Arrays]]:
+        """The same of portions that begin from row ``low`` to below row ``high`` of all."""
+        for begin, table, path in self.source.between(low, high, self.portion):
+            yield from self._encoded(begin, table, path)
+
+    def _encoded(self, begin: int, table: Table, path: Path) -> Iterator[tuple[int, Arrays]]:
+        end = begin + len(table)
+        first, last = np.searchsorted(self.held, (begin, end))
+        try:
+            # A column that some files lack is there in others: that is no remark on all rows.
+            rows, notes = self.schema.encode(table, self.schema.order)
+        except InputError as error:
+            said = f"rows {begin} to {end - 1} of all, in {path}: {error}"
+            raise InputError(said) from error
+        self.notes |= dict.fromkeys(notes)
+        found = self.layout.arrays(rows)
+        if last > first:
+            kept = np.ones(len(table), bool)
+            kept[self.held[first:last] - begin] = False
+            found = {k: v[kept] for k, v in found.items()}
+        if last - first < len(table):
+            yield begin - int(first), found
 
 
 class Store(ABC):
@@ -141,6 +153,15 @@ class Store(ABC):
     def sentence(self) -> str:
         """What is done with the rows, in words."""
 
+    @property
+    @abstractmethod
+    def order(self) -> dict[str, int]:
+        """What the order of an epoch follows from, beside the seed."""
+
+    @abstractmethod
+    def ready(self) -> None:
+        """Do what has to be done once, before there are any windows."""
+
     @abstractmethod
     def windows(self, seed: int, epoch: int, size: int, first: int) -> Iterator[Filling]:
         """Windows of ``size`` rows, from number ``first`` on; each is filled before the next."""
@@ -158,9 +179,16 @@ class Cached(Store):
     blocks of some rows in random order.
     """
 
-    def __init__(self, encoding: Encoding, folder: Path, batch_size: int, window: int) -> None:
+    def __init__(
+        self,
+        encoding: Encoding,
+        folder: Path,
+        batch_size: int,
+        window: int,
+        told: Told = unheeded,
+    ) -> None:
         super().__init__(encoding)
-        self.folder = folder
+        self.folder, self.window, self.told = folder, window, told
         size = encoding.layout.row_bytes
         blocks = window // (SPREAD * batch_size)
         self.block = max(1, -(-LEAST // size), min(blocks, MOST // size))
@@ -172,10 +200,13 @@ class Cached(Store):
         size = in_words(self.layout.row_bytes * len(self))
         return f"rows are decoded once, into {size} on disk in {self.folder}, and read from there"
 
+    @property
+    def order(self) -> dict[str, int]:
+        """Rows of a window and of a block."""
+        return {"window": self.window, "block": self.block}
+
     def windows(self, seed: int, epoch: int, size: int, first: int) -> Iterator[Filling]:
         """Blocks of rows, one random order of all of them cut into windows."""
-        if not self.files:
-            self._write()
         starts = np.arange(0, len(self), self.block)
         np.random.default_rng((seed, epoch)).shuffle(starts)
         counts = np.minimum(starts + self.block, len(self)) - starts
@@ -197,45 +228,50 @@ class Cached(Store):
             file.close()
         self.files = {}
 
-    def _read(self, starts: list[int], counts: list[int], room: Arrays) -> Iterator[float]:
-        at = 0
+    def _read(
+        self, starts: list[int], counts: list[int], room: Arrays, wanted: NDArray[np.bool_] | None
+    ) -> Iterator[float]:
+        at = into = 0
+        whole = {} if wanted is None else self.layout.room(max(counts))
         for i, (start, count) in enumerate(zip(starts, counts, strict=True), 1):
+            kept = None if wanted is None else wanted[at : at + count]
+            many = count if kept is None else int(kept.sum())
             for name, array in room.items():
-                part = array[at : at + count]
-                size = array[:1].nbytes
-                got = os.preadv(self.files[name].fileno(), [part.data.cast("B")], start * size)
-                if got < part.nbytes:
-                    raise InputError("the cache of decoded rows was cut short; train again")
-            at += count
+                part = array[into : into + count] if kept is None else whole[name][:count]
+                read_at(self.files[name].fileno(), part, start * array[:1].nbytes)
+                if kept is not None:
+                    array[into : into + many] = part[kept]
+            at, into = at + count, into + many
             yield i / len(starts)
 
-    def _write(self) -> None:
-        """Decode all rows, each to its place."""
-        groups = (p for g in range(len(self.encoding.source.groups)) for p in self.encoding.rows(g))
+    def ready(self) -> None:
+        """Decode all rows, each to its place; processes of one machine do it together."""
+        if self.files:
+            return
+        near = neighbours()
         try:
-            for name in self.layout.cells:
-                self.files[name] = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
-            with closing(ahead(groups)) as decoded:
-                for begin, rows in releasing(decoded):
-                    for name, array in rows.items():
-                        _write_at(self.files[name].fileno(), array, begin * array[:1].nbytes)
-            released()
-        except OSError as error:
-            self.close()
-            raise InputError(
-                f"decoded rows cannot be kept in {self.folder} ({error.strerror}); name a folder "
-                f"with room for them in REFOLD_CACHE"
-            ) from error
+            files = unnamed(near, self.folder, len(self.layout.cells))
+            self.files = dict(zip(self.layout.cells, files, strict=True))
+            for notes in near.each(partial(self._write, near)):
+                self.encoding.notes |= notes
         except BaseException:
             self.close()
             raise
 
-
-def _write_at(file: int, array: NDArray[Any], offset: int) -> None:
-    left = array.data.cast("B")
-    while len(left):
-        done = os.pwrite(file, left, offset)
-        left, offset = left[done:], offset + done
+    def _write(self, near: Circle) -> dict[str, None]:
+        """Decode the rows of this process, and return what there was to remark on them."""
+        whole = len(self.encoding.source)
+        low, high = (whole * r // near.count for r in (near.number, near.number + 1))
+        first, last = np.array([low, high]) - self.encoding.held.searchsorted((low, high))
+        with keeping(self.folder), closing(ahead(self.encoding.between(low, high))) as decoded:
+            for begin, rows in releasing(decoded):
+                for name, array in rows.items():
+                    write_at(self.files[name].fileno(), array, begin * array[:1].nbytes)
+                in_vain()
+                there = begin + len(next(iter(rows.values())))
+                self.told("decoding rows", float((there - first) / max(1, last - first)))
+        released()
+        return self.encoding.notes
 
 
 @final
@@ -261,31 +297,44 @@ class Decoded(Store):
             f"rows; REFOLD_CACHE names a folder that has"
         )
 
+    @property
+    def order(self) -> dict[str, int]:
+        """Rows that are decoded at a time, and from how many groups side by side."""
+        return {"portion": self.encoding.portion, "open": self.open}
+
     def windows(self, seed: int, epoch: int, size: int, first: int) -> Iterator[Filling]:
         """Portions of groups as they come; what was there before ``first`` is decoded in vain."""
         order = np.random.default_rng((seed, epoch)).permutation(len(self.encoding.source.groups))
         found = releasing(self._side_by_side(order.tolist()))
         left: list[Arrays] = []
 
-        def fill(count: int, room: Arrays | None) -> Iterator[float]:
-            at = 0
+        def fill(
+            count: int, room: Arrays | None, wanted: NDArray[np.bool_] | None
+        ) -> Iterator[float]:
+            at = into = 0
             while at < count:
                 rows = left.pop() if left else next(found)
                 there = len(next(iter(rows.values())))
                 taken = min(there, count - at)
+                kept = None if wanted is None else wanted[at : at + taken]
+                many = taken if kept is None else int(kept.sum())
                 for name, array in (room or {}).items():
-                    array[at : at + taken] = rows[name][:taken]
+                    part = rows[name][:taken]
+                    array[into : into + many] = part if kept is None else part[kept]
                 if taken < there:
                     left.append({k: v[taken:] for k, v in rows.items()})
-                at += taken
+                at, into = at + taken, into + many
                 yield at / count
 
         for number, count in enumerate(portions(len(self), size)):
             if number < first:
-                for _ in fill(count, None):
+                for _ in fill(count, None, None):
                     pass
             else:
                 yield partial(fill, count)
+
+    def ready(self) -> None:
+        """Nothing is done ahead."""
 
     def close(self) -> None:
         """Nothing lies on disk."""
