@@ -439,7 +439,10 @@ WRONG = {
     ("--recipe", "vea"): ("'vea'", "did you mean 'vae'?"),
     ("--latent", "0"): ("latent", "is 0", "from 1 to"),
     ("--latent", "-3"): ("latent", "is -3"),
-    ("--latent", "two"): ("--latent", "integer"),
+    ("--latent", "two"): ("--latent is 'two'", "as 16", "known: batch_topk"),
+    ("--latent", "0.95"): ("--latent is '0.95'", "the size of the code"),
+    ("--latent", "4x"): ("--latent is '4x'", "topk(size=64, k=8)"),
+    ("--latent", "topk(q=3)"): ("unknown option of latent 'topk' 'q'",),
     ("--epochs", "-1"): ("epochs is -1", "0 or more"),
     ("--epochs", "many"): ("--epochs", "integer"),
     ("--seed", "x"): ("--seed", "integer"),
@@ -859,7 +862,7 @@ def test_ctrl_c_before_training_leaves_nothing(run, data, tmp_path, monkeypatch)
     def interrupted(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("refold.data.sources.read", interrupted)
+    monkeypatch.setattr("refold.using.read", interrupted)
     before = listing(tmp_path)
     code, out, err = run("fit", data, "--out", tmp_path / "m")
     assert (code, out) == (130, "")

@@ -43,6 +43,15 @@ def among_all(rows: int) -> int:
     return max(rows, _all.get())
 
 
+def large(count: int, threads: int) -> int:
+    """Rows of a portion of ``count``, which are many: enough for each thread, never all of them.
+
+    >>> large(16_384, 4), large(100_000, 4)
+    (8192, 32768)
+    """
+    return LARGE * max(1, min(threads, count // (MANY * LARGE)))
+
+
 def guard(rows: Batch, schema: Schema) -> Batch:
     """Keep inputs near the training range, so that one wild number cannot spoil a whole row.
 
@@ -154,7 +163,7 @@ def shared(
         return torch.cat([work(part, n) for part, n in portions(rows)])
     on_cpu = device.type == "cpu"
     recorded = on_cpu and all(map(closed, (model, *judges)))
-    size = LARGE * max(1, min(torch.get_num_threads() if on_cpu else 1, count // (MANY * LARGE)))
+    size = large(count, torch.get_num_threads() if on_cpu else 1)
     known: dict[tuple[str, ...], Recording] = {}
     result: Tensor | None = None
     for at in range(0, len(rows), size):

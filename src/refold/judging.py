@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
+from copy import copy
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ from refold import inference
 from refold.data.containers import frame
 from refold.data.schema import Schema
 from refold.detection import Calibration, Detector, Drift, Reference, Rule, causes, judge
+from refold.detection.detector import ENOUGH
 from refold.detection.two_samples import chosen
 from refold.errors import InputError, InputWarning
 from refold.hints import fits
@@ -24,6 +27,10 @@ from refold.inference import Pending
 from refold.model import Model
 from refold.table import Table
 from refold.types import Batch
+from refold.uses.portions import Portions
+from refold.wording import counted
+
+J = TypeVar("J", bound="Judging")
 
 DRIFTING = 400  # rows whose codes tell whether rows have changed
 FEWEST = 10  # rows that others can be compared with
@@ -38,6 +45,7 @@ class Judging(ABC):
     detector_: Detector
     calibration_: Calibration
     reference_: Reference
+    memory: int | str | None
 
     @abstractmethod
     def _read(self, X: Any) -> Table:
@@ -46,6 +54,16 @@ class Judging(ABC):
     @abstractmethod
     def _encode(self, table: Table, absent: Collection[str] = ()) -> Batch:
         """Rows as tensors."""
+
+    def _rows(self, X: Any, made: int = 0) -> Table | Portions:
+        """Rows as columns, or in portions where those of files do not fit in memory.
+
+        ``made`` are the bytes that will be made of a row.
+        """
+        if not isinstance(X, str | os.PathLike):
+            return self._read(X)
+        found = Portions.of(X, self.memory, made)
+        return found if found.parted else self._read(found.rows)
 
     def _by_portions(
         self, table: Table, work: Callable[[Batch | Pending], Tensor], *, whole: bool = False
@@ -75,8 +93,12 @@ class Judging(ABC):
         there.
         """
         check_is_fitted(self)
+        given = self._rows(X)
+        if isinstance(given, Portions):
+            own = facing(self, given)
+            return np.concatenate(list(given.each(own.score_samples)))
         found = self._by_portions(
-            self._read(X),
+            given,
             lambda rows: judge.scores(self.model_, self.detector_, rows, self.schema_),
             whole=bool(self.detector_.parts),
         )
@@ -208,8 +230,8 @@ class Judging(ABC):
         rows = self._encode(self._read(X))
         if len(rows) < FEWEST:
             raise InputError(
-                f"got {len(rows)} rows to compare with; give {FEWEST} or more, 99 for an alpha of "
-                f"0.01"
+                f"got {counted(len(rows), 'row')} to compare with; give {FEWEST} or more, 99 for "
+                f"an alpha of 0.01"
             )
         known = int(judge.learnt(self.model_, self.detector_, rows, self.schema_).sum())
         if known:
@@ -223,6 +245,21 @@ class Judging(ABC):
         self.calibration_ = replace(found, learnt=self.calibration_.learnt)
         self.reference_ = Reference.of(rows, self.schema_, rows)
         return self
+
+
+def facing(judging: J, rows: Portions) -> J:
+    """Return a model as it judges all these rows, whichever of them are at hand.
+
+    Where rows of its fit recur, that depends on how many of all rows are of the fit.
+    """
+    recurred = judging.detector_.recurred
+    if not rows.parted or recurred is None or not len(recurred):
+        return judging
+    some = rows.take(np.arange(0, len(rows), -(-len(rows) // ENOUGH)))
+    found = judging.detector_.facing(judging.schema_.encode(some)[0])
+    same = copy(judging)
+    same.detector_ = Detector(found.parts, found.setting, found.known)
+    return same
 
 
 def drifted(judging: Judging, rows: Batch, few: Batch, alpha: float = 0.01) -> Drift | None:

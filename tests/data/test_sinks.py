@@ -11,7 +11,15 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from refold.data.sinks import atomic_folder, atomic_path, check_format, check_writable, write
+from refold.data.sinks import (
+    atomic_folder,
+    atomic_path,
+    check_format,
+    check_parts,
+    check_writable,
+    write,
+    writing,
+)
 from refold.data.sources import read
 from refold.errors import InputError
 
@@ -132,6 +140,93 @@ def test_refusals_leave_nothing(tmp_path, name, content, message):
     with pytest.raises(InputError, match=message):
         write(content, path)
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["full", "full.csv", *["precious"] * 2]
+
+
+# --- some rows after others --------------------------------------------------------------------
+
+
+def added(path, *parts):
+    with writing(path) as add:
+        for part in parts:
+            add(part)
+    return path
+
+
+def table(begin, end):
+    """Rows of every type that has a place in a table, some of them missing."""
+    at = range(begin, end)
+    return {
+        "n": pa.chunked_array([pa.array([None if i % 3 == 0 else i for i in at], pa.int64())]),
+        "x": np.array([i / 7 for i in at], np.float32),
+        "t": pa.chunked_array([pa.array([None if i % 4 == 0 else f"a,{i}" for i in at], "string")]),
+        "d": pa.chunked_array([pa.array([f"k{i % 2}" for i in at]).dictionary_encode()]),
+        "v": np.arange(2 * begin, 2 * end, dtype=np.float64).reshape(-1, 2),
+    }
+
+
+@pytest.mark.parametrize("ending", FLAT)
+def test_rows_added_some_after_others_are_as_all_at_once(tmp_path, ending):
+    whole = added(tmp_path / f"whole{ending}", table(0, 12))
+    parts = added(tmp_path / f"parts{ending}", table(0, 1), table(1, 7), table(7, 12))
+    if ending in (".csv", ".tsv", ".jsonl"):
+        assert parts.read_bytes() == whole.read_bytes()
+    one, other = read(whole).columns, read(parts).columns
+    assert [str(c.type) for c in one.values()] == [str(c.type) for c in other.values()]
+    assert [c.to_pylist() for c in one.values()] == [c.to_pylist() for c in other.values()]
+
+
+def test_texts_are_added_as_lines(tmp_path):
+    texts = [pa.chunked_array([pa.array(t)]) for t in (["a", None], ["b\nc"])]
+    added(tmp_path / "a.txt", *({"t": t} for t in texts))
+    assert (tmp_path / "a.txt").read_text() == "a\n\nb c\n"
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [np.arange(6).reshape(3, 2), np.arange(4).reshape(2, 2)],
+        [np.zeros((3, 4, 4), np.uint8), np.ones((200_000, 4, 4), np.uint8)],
+        [np.arange(3), np.array([0.5, np.nan])],
+        [np.arange(200_000, dtype=np.int8), np.array([2**40]), np.array([0.5])],
+        [np.array([0.5]), np.array([3], np.int8)],
+        [np.array(["a", "bcd"]), np.array(["lengthy", ""])],
+        [np.array([True]), np.array([False, True])],
+        [np.array(["2024-01-01"], "M8[D]"), np.array(["1969-12-31"], "M8[D]")],
+    ],
+    ids=lambda parts: " then ".join(str(p.dtype) for p in parts),
+)
+def test_an_array_takes_a_type_that_holds_all_its_rows(tmp_path, parts):
+    path = added(tmp_path / "a.npy", *({"x": p} for p in parts))
+    found, whole = np.load(path), np.concatenate(parts)
+    assert found.dtype == whole.dtype
+    np.testing.assert_array_equal(found, whole)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npy"]
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "message"),
+    [
+        ("a.csv", ({"a": np.ones(2)}, {"b": np.ones(2)}), "other columns than the first: b inst"),
+        (
+            "a.parquet",
+            ({"a": np.ones(2, np.int64)}, {"a": np.full(2, 0.5)}),
+            "'a' is of type int64 in the first rows, which does not hold double of later ones",
+        ),
+        ("a.npy", ({"x": np.eye(2)}, {"x": np.eye(3)}), r"shape \(3,\), the first \(2,\)"),
+        ("a.jsonl", ({"x": np.ones(1)}, {"x": np.array([np.inf])}), "Out of range float"),
+    ],
+)
+def test_rows_that_do_not_go_with_the_first_leave_nothing(tmp_path, name, parts, message):
+    with pytest.raises(InputError, match=message):
+        added(tmp_path / name, *parts)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_takes_all_rows_at_once_says_so(tmp_path):
+    for name in ("a.npz", "folder", "folder/"):
+        with pytest.raises(InputError, match=r"takes all at once; use .csv .* or give more memory"):
+            check_parts(tmp_path / name)
+    check_parts(tmp_path / "a.npy")
 
 
 # --- the disk ----------------------------------------------------------------------------------

@@ -458,6 +458,19 @@ def test_damaged_files(tmp_path, name, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_folder_of_other_files_says_how_to_name_them(tmp_path):
+    for i in range(3):
+        np.save(tmp_path / f"{i}.npy", np.eye(2))
+    (tmp_path / "README.txt").write_text("about these files")
+    with pytest.raises(InputError, match=rf"name them, such as '{tmp_path}/\*\.npy'"):
+        read(tmp_path)
+    assert len(read(tmp_path / "*.npy")) == 6
+    for i in (1, 2):
+        (tmp_path / f"{i}.npy").unlink()
+    with pytest.raises(InputError, match=rf"name them, such as '{tmp_path}/(0.npy|README.txt)'"):
+        read(tmp_path)
+
+
 def test_permission_denied(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
@@ -505,7 +518,8 @@ def test_pattern_of_different_shapes(tmp_path, first, second, message):
 def test_pattern_of_different_types(tmp_path):
     (tmp_path / "a.csv").write_text("n\n1\n")
     (tmp_path / "b.csv").write_text("n\nx\n")
-    with pytest.raises(InputError, match=r"'n' has different types .* \(int64, string\); give"):
+    named = r"types .*: int64 in \S*a\.csv and string in \S*b\.csv; give"
+    with pytest.raises(InputError, match=named):
         read(tmp_path / "*.csv")
 
 
@@ -539,7 +553,7 @@ def test_palettes_and_alpha_are_converted(tmp_path, mode):
     np.testing.assert_array_equal(table.columns["image"][1], RGB)
     if mode in ("RGB", "RGBA"):
         np.testing.assert_array_equal(table.columns["image"][0], RGB)
-    assert table.notes == ("1 files are no images; ignored",)
+    assert table.notes == ("1 file ignored: no image",)
 
 
 def test_lossy_images_and_deep_grey_read(tmp_path):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from refold.cli import commands, judging
+from refold.cli import commands, judging, using, viewing
 
 
 @commands.app.command()
@@ -33,9 +33,9 @@ def demo(
     if not quiet:
         print(f"data    {len(images):,} handwritten digits, 8x8 pixels, from scikit-learn: {data}")
     commands.fit(str(data), model, quiet=quiet)
-    commands.embed(model, str(data), out / "codes.csv", quiet=quiet)
-    commands.reconstruct(model, str(data), out / "reconstructed.npy", quiet=quiet)
+    using.embed(model, str(data), out / "codes.csv", quiet=quiet)
+    using.reconstruct(model, str(data), out / "reconstructed.npy", quiet=quiet)
     judging.score(model, str(data), out / "scores.csv", quiet=quiet)
-    commands.report(model, report, str(data), quiet=quiet)
+    viewing.report(model, report, str(data), quiet=quiet)
     if not quiet:
         print(f"\nopen    {report.resolve()}")

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from refold.cli import commands
-from refold.cli.commands import Data, Json, Model, OutFile, Quiet
+from refold.cli.commands import Data, Json, Memory, Model, OutFile, Quiet
 from refold.cli.screen import remark, say
 from refold.errors import InputError
-
-if TYPE_CHECKING:
-    from refold.estimator import Autoencoder
+from refold.wording import counted
 
 Alpha = Annotated[
     float | None, typer.Option(help="flag rows with a p-value up to this; 0.01 unless said")
@@ -45,6 +42,7 @@ def score(
     per_month: Annotated[
         float | None, typer.Option("--per-month", help="of a series: false alarms to expect")
     ] = None,
+    memory: Memory = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -67,22 +65,26 @@ def score(
             f"{model} judges rows, and alarms are of a series; fit with --series, or leave "
             f"--alarms and --per-month out"
         )
-    ae, table = commands.opened(model, data, out, quiet)
+    from refold.cli import scoring
+    from refold.detection import Rule
+
+    rule = Rule(alpha, contamination, expected, fdr)
+    ae, rows = commands.opened(model, data, out, quiet, memory)
     if causes is not None:
         commands.check_file(causes)
+    hidden = quiet or as_json
     with commands.remarks(quiet):
-        judged = ae.judge(table, alpha, contamination=contamination, expected=expected, fdr=fdr)
-    with commands.remarks(True):
-        drift = ae.drift(table)
-    flagged = int(judged["is_anomaly"].sum())
-    rule = _rule(alpha, contamination, expected, fdr)
-    text = f"{len(judged['score'])} rows scored, {flagged} of them anomalies {rule}"
-    commands.write_columns(judged, out, text, quiet, as_json, anomalies=flagged,
-                           drift=None if drift is None else drift.sentence)  # fmt: skip
+        flagged, drift = scoring.score(ae, rows, rule, out, hidden=hidden)
+    text = f"{counted(len(rows), 'row')} scored, {len(flagged)} of them anomalies {rule.words}"
+    told = None if drift is None else drift.sentence
+    commands.tell(out, text, quiet, as_json, anomalies=len(flagged), drift=told)
     if causes is not None:
-        _write_causes(ae, table, judged["is_anomaly"], causes, quiet or as_json)
-    if drift is not None and not quiet and not as_json:
-        remark(drift.sentence)
+        with commands.remarks(True):
+            scoring.explain(ae, rows, flagged, causes)
+        if not hidden:
+            print(f"wrote {causes}: causes of {counted(len(flagged), 'row')}")
+    if told is not None and not hidden:
+        remark(told)
 
 
 @commands.app.command()
@@ -102,36 +104,6 @@ def calibrate(model: Model, data: Data, quiet: Quiet = False, as_json: Json = Fa
         {"out": model}, as_json=as_json, quiet=quiet)  # fmt: skip
 
 
-def _rule(
-    alpha: float | None, contamination: float | None, expected: float | None, fdr: float | None
-) -> str:
-    """Say by which rule rows were flagged."""
-    if contamination is not None:
-        return f"as the most unusual share {contamination:g}"
-    if expected is not None:
-        return f"with {expected:g} false alarms to be expected"
-    if fdr is not None:
-        return f"of which on average a share of {fdr:g} at most is none"
-    return f"at alpha {0.01 if alpha is None else alpha:g}"
-
-
-def _write_causes(ae: Autoencoder, table: Any, flagged: Any, out: Path, hidden: bool) -> None:
-    import numpy as np
-
-    from refold.data.sinks import write
-    from refold.data.sources import read
-
-    rows, names = np.flatnonzero(flagged), ("row", "cause", "seen", "expected", "share", "p_value")
-    found: dict[str, Any] = {name: np.zeros(0) for name in names}
-    if len(rows):
-        with commands.remarks(True):
-            found = dict(read(ae.explain(replace(table, columns=table.take(rows)))).columns)
-        found["row"] = rows[np.asarray(found["row"], dtype=np.int64)]
-    write(found, out)
-    if not hidden:
-        print(f"wrote {out}: causes of {len(rows)} rows")
-
-
 def _score_series(
     model: Path,
     data: str,
@@ -148,8 +120,7 @@ def _score_series(
     commands.check_file(out)
     if alarms is not None:
         commands.check_file(alarms)
-    if out.is_file() and Path(data).is_file() and out.samefile(data):
-        raise InputError(f"--out {out} is the data itself; choose another name")
+    commands.refuse_same(data, out)
     monitor = Monitor.load(model)
     with commands.remarks(quiet):
         judged = monitor.judge_steps(data, 0.01 if alpha is None else alpha)
@@ -158,10 +129,10 @@ def _score_series(
     if alarms is not None:
         write(dict(found), alarms)
     blank = sum(1 for score in judged["score"] if score != score)
-    steps = f"{len(judged['score'])} steps scored"
+    steps = f"{counted(len(judged['score']), 'step')} scored"
     if blank:
-        steps = f"{len(judged['score'])} steps, {blank} of them without a score"
-    told = "1 alarm" if count == 1 else f"{count} alarms"
+        steps = f"{counted(len(judged['score']), 'step')}, {blank} of them without a score"
+    told = counted(count, "alarm")
     text = f"{steps}, {flagged} of them unusual, {told}"
     commands.write_columns(dict(judged), out, text, quiet, as_json, anomalies=flagged,
                            alarms=count)  # fmt: skip

@@ -22,7 +22,7 @@ EACH = {  # said for all recipes at once, in words of their own
 def constructor_arguments(
     *,
     recipe: str | None,
-    latent: int | None,
+    latent: int | str | None,
     epochs: int | None,
     seed: int,
     target: Sequence[str] = (),
@@ -40,7 +40,9 @@ def constructor_arguments(
 
     hints = get_type_hints(Autoencoder.__init__)
     known = [name for name in hints if name not in (*OWN, "return")]
-    arguments: dict[str, Any] = {"recipe": recipe, "latent": latent, "epochs": epochs, "seed": seed}
+    arguments: dict[str, Any] = {
+        "recipe": recipe, "latent": code(latent), "epochs": epochs, "seed": seed,
+    }  # fmt: skip
     fields: dict[str, str] = dict.fromkeys(ignore, "ignore")
     for name in dict.fromkeys(target):
         if name in fields:
@@ -108,6 +110,32 @@ def shared_arguments(ignore: Sequence[str], settings: Sequence[str]) -> dict[str
         recipe=None, latent=None, epochs=None, seed=0, ignore=ignore, settings=settings
     )
     return {k: given[k] for k in sorted(given) if k not in EACH}
+
+
+def code(given: int | str | None) -> int | str | None:
+    """Read ``--latent``: the size of the code, or a latent in the parts' small language.
+
+    >>> code("16"), code("jumprelu(l0=8.0)")
+    (16, 'jumprelu(l0=8.0)')
+    """
+    from refold.latents import latents
+    from refold.parts import PartSpec
+
+    size = literal(given) if isinstance(given, str) else given
+    if size is None or type(size) is int:
+        return size
+    wrong = InputError(
+        f"--latent is '{given}'; expected the size of the code, as 16, or a latent, as topk or "
+        f"topk(size=64, k=8); known: {', '.join(sorted(latents))}"
+    )
+    try:
+        spec = PartSpec.parse(str(given))
+    except InputError as error:
+        raise wrong from error
+    if spec.name not in latents:
+        raise wrong
+    latents.resolve(PartSpec(spec.name, {k: v for k, v in spec.options.items() if k != "size"}))
+    return str(given)
 
 
 def predicted(column: str, kind: str) -> str:

@@ -8,29 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import re
 import secrets
 import shutil
-import zipfile
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pa_csv
-import pyarrow.feather as pa_feather
-import pyarrow.parquet as pa_parquet
 from numpy.typing import NDArray
 
-from refold.data.containers import as_arrow, as_numpy, flatten
+from refold.data.writers import AT_ONCE, WRITERS, Columns
 from refold.errors import InputError
-from refold.table import Arrow, Block, Column, compute, holds_lists
-
-Columns: TypeAlias = Mapping[str, Column]
 
 
 def write(value_columns: Columns, path: str | os.PathLike[str]) -> Path:
@@ -44,23 +36,59 @@ def write(value_columns: Columns, path: str | os.PathLike[str]) -> Path:
 
     Raises :class:`InputError` when the format cannot hold the columns, or the disk refuses.
     """
+    with writing(path) as add:
+        add(value_columns)
+    return Path(path)
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Generator[Callable[[Columns], None]]:
+    """Yield what adds rows to a file, as :func:`write` does; it is there once the body has ended.
+
+    Rows may be added several times, but to an .npz or a folder of PNGs: see :func:`check_parts`.
+    Later rows have the columns of the first, and are cast to their types; in .npy a type that holds
+    both is taken. When the body fails, ``path`` is as it was.
+    """
     target = Path(path)
     check_format(path)
-    if not value_columns:
-        raise InputError(f"there are no columns to write to {target}; choose at least one")
     if _is_folder(path):
-        images = _pixels(value_columns, target)
         with atomic_folder(target, replaceable=_holds_pngs, what="a folder of numbered PNGs") as to:
-            _write_pngs(images, to)
-        return target
+            yield lambda columns: _write_pngs(_pixels(_some(columns, target), target), to)
+        return
     with atomic_path(target) as temporary:
+        with _format_errors(target):
+            writer = WRITERS[target.suffix.lower()](temporary)
+
+        def add(columns: Columns) -> None:
+            with _format_errors(target):
+                writer.add(_some(columns, target))
+
         try:
-            WRITERS[target.suffix.lower()](value_columns, temporary)
-        except InputError as error:
-            raise InputError(f"cannot write {target}: {error}") from error
-        except (pa.ArrowException, ValueError) as error:
-            raise InputError(f"cannot write {target}: {_first_line(error)}") from error
-    return target
+            yield add
+        except BaseException:
+            with contextlib.suppress(Exception):  # of what failed first there is more to say
+                writer.close()
+            raise
+        with _format_errors(target):
+            writer.close()
+
+
+def _some(columns: Columns, path: Path) -> Columns:
+    if not columns:
+        raise InputError(f"there are no columns to write to {path}; choose at least one")
+    return columns
+
+
+@contextmanager
+def _format_errors(path: Path) -> Generator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"cannot write {path}: {error}") from error
+    except OSError:
+        raise
+    except (pa.ArrowException, ValueError) as error:
+        raise InputError(f"cannot write {path}: {_first_line(error)}") from error
 
 
 def check_format(path: str | os.PathLike[str]) -> None:
@@ -70,6 +98,17 @@ def check_format(path: str | os.PathLike[str]) -> None:
         raise InputError(
             f"cannot write {path}: unknown ending '{suffix}'; use {' '.join(WRITERS)}, or no "
             f"ending for a folder of PNGs"
+        )
+
+
+def check_parts(path: str | os.PathLike[str]) -> None:
+    """Raise :class:`InputError` when the format takes all rows at once."""
+    if _is_folder(path) or Path(path).suffix.lower() in AT_ONCE:
+        what = "a folder of PNGs" if _is_folder(path) else Path(path).suffix
+        parts = " ".join(suffix for suffix in WRITERS if suffix not in AT_ONCE)
+        raise InputError(
+            f"cannot write {path}: the rows are read in parts, and {what} takes all at once; use "
+            f"{parts}, or give more memory"
         )
 
 
@@ -200,130 +239,6 @@ def _first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0]
 
 
-# --- tables ------------------------------------------------------------------------------------
-
-
-def _scalars(columns: Columns) -> Arrow:
-    """Return a flat table: vectors expanded, dictionaries decoded, images refused."""
-    for name, values in columns.items():
-        if isinstance(values, np.ndarray) and values.ndim > 2:
-            raise InputError(
-                f"'{name}' holds images, or series of several channels, which no table cell can; "
-                f"write .npy, .npz or a folder"
-            )
-    table = pa.table({name: as_arrow(v) for name, v in flatten(columns).items()})
-    for i, kind in enumerate(table.schema.types):
-        if pa.types.is_dictionary(kind):
-            table = table.set_column(i, table.field(i).name, table[i].cast(kind.value_type))
-    return table
-
-
-def _refuse_lists(columns: Columns, what: str) -> None:
-    """Raise where a column holds series of different lengths: only formats with lists take them."""
-    for name, values in columns.items():
-        if holds_lists(values):
-            raise InputError(
-                f"'{name}' holds series of different lengths, which {what} cannot; write .parquet, "
-                f".feather or .jsonl"
-            )
-
-
-def _write_csv(columns: Columns, path: Path, delimiter: str = ",") -> None:
-    _refuse_lists(columns, "delimited text")
-    options = pa_csv.WriteOptions(delimiter=delimiter)
-    pa_csv.write_csv(_scalars(columns), path, write_options=options)
-
-
-def _write_tsv(columns: Columns, path: Path) -> None:
-    _write_csv(columns, path, "\t")
-
-
-def _write_parquet(columns: Columns, path: Path) -> None:
-    pa_parquet.write_table(_scalars(columns), path)
-
-
-def _write_feather(columns: Columns, path: Path) -> None:
-    pa_feather.write_feather(_scalars(columns), str(path))
-
-
-def _write_jsonl(columns: Columns, path: Path) -> None:
-    """Write one object per row; JSON has no NaN, so that is null, and no infinity."""
-    table = _scalars(columns)
-    for i, kind in enumerate(table.schema.types):
-        if pa.types.is_floating(kind):
-            column = compute.if_else(compute.is_nan(table[i]), None, table[i])
-            table = table.set_column(i, table.field(i).name, column)
-    with path.open("w", encoding="utf-8") as file:
-        for batch in table.to_batches(max_chunksize=10_000):
-            for row in batch.to_pylist():
-                text = json.dumps(row, ensure_ascii=False, allow_nan=False, default=str)
-                file.write(text + "\n")
-
-
-# --- arrays ------------------------------------------------------------------------------------
-
-
-def _write_txt(columns: Columns, path: Path) -> None:
-    """Write a line for every text, line breaks inside it as spaces, and an empty one if missing."""
-    if len(columns) != 1:
-        raise InputError(f".txt holds one column of text, not {', '.join(columns)}; write .csv")
-    name, values = next(iter(columns.items()))
-    if isinstance(values, np.ndarray) or not pa.types.is_string(values.type):
-        raise InputError(f"'{name}' holds no text, which .txt is for; write .csv")
-    with path.open("w", encoding="utf-8") as file:
-        for text in values.to_pylist():
-            file.write(" ".join((text or "").splitlines()) + "\n")
-
-
-def _write_npy(columns: Columns, path: Path) -> None:
-    """Write one block, or scalar numbers side by side, ``[n, d]``."""
-    _refuse_lists(columns, "an array")
-    arrays = {name: as_numpy(values) for name, values in columns.items()}
-    if len(arrays) > 1:
-        for name, values in arrays.items():
-            if values.ndim > 1 or values.dtype.kind not in "biuf":
-                raise InputError(
-                    f".npy holds one array, and '{name}' is no column of numbers to stack with "
-                    f"the others; write .npz"
-                )
-    array = (
-        np.column_stack(list(arrays.values()))
-        if len(arrays) > 1
-        else (_without_objects(next(iter(arrays.values()))))
-    )
-    with path.open("wb") as file:
-        np.lib.format.write_array(file, array, allow_pickle=False)
-
-
-def _write_npz(columns: Columns, path: Path) -> None:
-    """Write each column as an array; not by ``np.savez``, which has no column named 'file'."""
-    _refuse_lists(columns, "an array")
-    with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
-        for name, values in columns.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                array: Any = _without_objects(as_numpy(values))
-                np.lib.format.write_array(file, array, allow_pickle=False)
-
-
-def _without_objects(values: Block) -> Block:
-    """Text as an array of text, missing text as the empty one."""
-    if values.dtype.kind != "O":
-        return values
-    return np.array(["" if v is None else str(v) for v in values], dtype=np.str_)
-
-
-WRITERS: dict[str, Callable[[Columns, Path], None]] = {
-    ".csv": _write_csv,
-    ".tsv": _write_tsv,
-    ".parquet": _write_parquet,
-    ".feather": _write_feather,
-    ".jsonl": _write_jsonl,
-    ".npy": _write_npy,
-    ".npz": _write_npz,
-    ".txt": _write_txt,
-}
-
-
 # --- images ------------------------------------------------------------------------------------
 
 
@@ -369,5 +284,6 @@ def _as_levels(values: NDArray[Any], name: str) -> NDArray[Any]:
 def _write_pngs(images: NDArray[Any], folder: Path) -> None:
     from PIL import Image
 
+    assert not any(folder.iterdir()), "rows come after others"
     for i, pixels in enumerate(images):
         Image.fromarray(np.ascontiguousarray(pixels)).save(folder / f"{i:06d}.png")

@@ -18,6 +18,7 @@ from refold.errors import InputError
 from refold.hints import fits
 from refold.model import Model, Output
 from refold.types import Batch
+from refold.wording import counted
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def doubt(
     ``lowest`` is their smallest p-value, ``flagged`` how many of them are anomalies.
     """
     least, compared, level = calibration.smallest, len(calibration.scores), rule.level(rows)
-    given = f"{compared} rows to compare with give p-values from {least:.2g}"
+    given = f"{counted(compared, 'row')} to compare with can give p-values from {least:.2g}"
     if lowest < least:  # rows of the fit are compared with one another
         if rule.fdr is None or flagged:
             return None

@@ -235,7 +235,7 @@ def concatenated(tables: Sequence[Table], files: Sequence[Path]) -> Table:
         columns[name] = (
             _joined_blocks(name, present, files)
             if name in blocks
-            else _joined_scalars(name, present, tables)
+            else _joined_scalars(name, present, tables, files)
         )
     notes = tuple(dict.fromkeys(note for t in tables for note in t.notes))
     aside = tuple(dict.fromkeys(name for t in tables for name in t.aside))
@@ -262,7 +262,9 @@ def _joined_blocks(name: str, present: list[Column | None], files: Sequence[Path
     return np.concatenate([np.asarray(c) for c in present])
 
 
-def _joined_scalars(name: str, present: list[Column | None], tables: Sequence[Table]) -> Column:
+def _joined_scalars(
+    name: str, present: list[Column | None], tables: Sequence[Table], files: Sequence[Path]
+) -> Column:
     parts = [
         pa.table({name: pa.nulls(len(t)) if c is None else _as_lists(c)})
         for c, t in zip(present, tables, strict=True)
@@ -270,7 +272,11 @@ def _joined_scalars(name: str, present: list[Column | None], tables: Sequence[Ta
     try:
         return pa.concat_tables(parts, promote_options="permissive").column(0)
     except pa.ArrowException as error:
-        kinds = ", ".join(dict.fromkeys(str(p.column(0).type) for p in parts))
+        first: dict[str, Path] = {}
+        for file, column, part in zip(files, present, parts, strict=True):
+            if column is not None:
+                first.setdefault(str(part.column(0).type), file)
+        kinds = " and ".join(f"{kind} in {file}" for kind, file in first.items())
         raise InputError(
-            f"column '{name}' has different types in different files ({kinds}); give it one"
+            f"column '{name}' has different types in different files: {kinds}; give it one"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,6 +16,7 @@ from refold.data.containers import NumPy
 from refold.data.sources.files import DAMAGE, IMAGES, READERS, ending
 from refold.errors import InputError
 from refold.table import Table
+from refold.wording import counted
 
 
 def read_folder(folder: Path) -> Table:
@@ -22,13 +24,21 @@ def read_folder(folder: Path) -> Table:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
     images = [p for p in files if p.suffix.lower() in IMAGES]
     if not images:
-        other = next((p for p in files if ending(p) in READERS), None)
-        hint = f"; to read other files name them, such as '{other}'" if other else ""
+        other = [p for p in files if ending(p) in READERS]
+        hint = f"; to read other files name them, such as '{_together(other)}'" if other else ""
         raise InputError(f"the folder holds no images ({' '.join(IMAGES)}){hint}")
     table = read_images(images)
     if others := len(files) - len(images):
-        return replace(table, notes=(*table.notes, f"{others} files are no images; ignored"))
+        note = f"{counted(others, 'file')} ignored: no {'image' if others == 1 else 'images'}"
+        return replace(table, notes=(*table.notes, note))
     return table
+
+
+def _together(files: Sequence[Path]) -> Path:
+    """Return the pattern of those in one folder that end alike, most of all; of one file itself."""
+    ((folder, suffix), count), *_ = Counter((f.parent, f.suffix) for f in files).most_common()
+    alone = next(f for f in files if (f.parent, f.suffix) == (folder, suffix))
+    return folder / f"*{suffix}" if count > 1 and suffix else alone
 
 
 def read_images(files: Sequence[Path]) -> Table:
