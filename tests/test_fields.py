@@ -270,7 +270,7 @@ def test_counts_far_beyond_training_are_said_and_infinite_ones_refused():
     schema, _ = schema_of({"v": [0, 1, 9, 4]}, {"v": "count"})
     assert schema.encode(read({"v": [9, 100]}))[1] == []
     notes = schema.encode(read({"v": [9, 1000]}))[1]
-    assert notes == ["column 'v': 1 values more than twenty times the largest in training"]
+    assert notes == ["column 'v': 1 value more than twenty times the largest in training"]
     with pytest.raises(InputError, match="'v' holds infinity in row 1"):
         schema.encode(read({"v": [1.0, np.inf]}))
 
@@ -424,7 +424,7 @@ def test_a_value_outside_the_ends_is_an_error_in_training_and_clipped_in_use():
     schema, _ = schema_of({"v": [0.1, 0.5, 0.9]}, {"v": "bounded(low=0, high=1)"})
     batch, notes = schema.encode(read({"v": [0.5, 1.2, -3.0]}))
     np.testing.assert_allclose(batch.x["v"][:, 0], [0.5, 1.0, 0.0])
-    assert notes == ["column 'v': 2 values outside 0 to 1 were taken as the nearer end"]
+    assert notes == ["column 'v': 2 values outside 0 to 1 taken as the nearer end"]
 
 
 def test_ends_that_are_not_given_are_those_of_training():

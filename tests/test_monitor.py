@@ -98,7 +98,7 @@ def test_steps_off_the_grid_are_snapped_gaps_missing_and_order_restored():
     np.testing.assert_array_equal(found.values[:, 0], [0, 1, 2, 3, np.nan, 5, 6, 8])
     assert found.slots.tolist() == [0, 1, 3, 2, 5, 6, 7, 7]
     said = "; ".join(found.notes)
-    for what in ("city", "out of order", "1 rows repeat a time", "1 of 7 times are off", "1 of 8"):
+    for what in ("city", "out of order", "1 row with a time of", "1 of 7 times are off", "1 of 8"):
         assert what in said
     assert found.first_rows(np.array([0, 2, 4, 7])).tolist() == [0, 3, 4, 6]
 

@@ -509,7 +509,7 @@ def test_given_values_take_the_columns_own_type(pair):
     ("given", "said"),
     [
         ({"lable": "a"}, "unknown column 'lable'; did you mean 'label'"),
-        ({"label": "z"}, "values never seen in training"),
+        ({"label": "z"}, "1 value never seen in training"),
     ],
 )
 def test_what_nothing_can_be_drawn_given(given, said, pair):

@@ -356,13 +356,13 @@ def test_unseen_levels_are_told_from_missing_ones_and_named():
     assert batch.x["s"][:, 0].tolist() == [0, 1, -3, 1]
     assert len(notes) == 2
     assert "'c': 2 values never seen in training ('z', 'y')" in notes[0]
-    assert "'s': 1 values never seen in training ('x')" in notes[1]
+    assert "'s': 1 value never seen in training ('x')" in notes[1]
 
 
 def test_text_among_coded_classes_is_unseen_not_missing():
     batch, notes = fitted({"c": cycle(1, 2, 3)}).encode(read({"c": ["1", "first", None, "3"]}))
     assert batch.x["c"][:, 0].tolist() == [0, -2, -1, 2]
-    assert "'c': 1 values never seen in training ('first')" in notes[0]
+    assert "'c': 1 value never seen in training ('first')" in notes[0]
 
 
 def test_levels_in_another_type_are_recognised():

@@ -331,3 +331,8 @@ def test_rectified_codes_start_at_the_constant_and_come_alive(latent):
 def test_everything_frozen_is_a_sentence():
     with pytest.raises(InputError, match="every parameter is frozen"):
         refold.Autoencoder(2, freeze=("*",), epochs=1).fit(data())
+
+
+@pytest.mark.parametrize(("epochs", "said"), [(1, "up to 1 epoch of"), (2, "up to 2 epochs of")])
+def test_one_epoch_is_in_the_singular(epochs, said):
+    assert Plan.choose(100, epochs=epochs).sentence().startswith(said)

@@ -15,6 +15,7 @@ from refold.errors import InputError
 from refold.fields.base import Encoded, Numbers, arrow_type, learnt, register, scalar
 from refold.fields.numeric import matrix, mean_of, own_types, refuse_infinite, tensors
 from refold.table import Column
+from refold.wording import counted
 
 
 @final
@@ -102,8 +103,8 @@ class Bounded(Numbers):
         least, most = np.array(self.least), np.array(self.most)
         outside = ((values < least) | (values > most)).sum(0)
         notes = [
-            f"column '{self.columns[i]}': {outside[i]} values outside {least[i]:g} to {most[i]:g} "
-            f"were taken as the nearer end"
+            f"column '{self.columns[i]}': {counted(outside[i], 'value')} outside {least[i]:g} to "
+            f"{most[i]:g} taken as the nearer end"
             for i in np.flatnonzero(outside)[:5]
         ]
         x = (np.clip(values, least, most) - least) / self.span

@@ -17,6 +17,7 @@ from refold.errors import InputError
 from refold.fields.base import Encoded, Field, arrow_type, learnt, register, scalar
 from refold.likelihoods.categorical import UNSEEN
 from refold.table import Arrow, Column, compute
+from refold.wording import counted
 
 NEITHER = -3.0  # a value that is none of two levels
 
@@ -236,4 +237,4 @@ def _unseen(name: str, column: Arrow, index: Arrow) -> list[str]:
     if len(new) == 0:
         return []
     some = ", ".join(repr(v) for v in new.unique().slice(0, 3).to_pylist())
-    return [f"column '{name}': {len(new)} values never seen in training ({some})"]
+    return [f"column '{name}': {counted(len(new), 'value')} never seen in training ({some})"]

@@ -14,6 +14,7 @@ from refold.errors import InputError
 from refold.fields.base import Encoded, Numbers, learnt, register, scalar
 from refold.fields.numeric import matrix, mean_of, own_types, refuse_infinite, tensors
 from refold.table import Column
+from refold.wording import counted
 
 FAR = np.log(20.0)  # counts so many times the largest in training are remarked on
 
@@ -70,8 +71,8 @@ class Count(Numbers):
         x = np.log1p(values)
         far = (x > np.array(self.high) + FAR).sum(0)
         notes = [
-            f"column '{self.columns[i]}': {far[i]} values more than twenty times the largest in "
-            f"training"
+            f"column '{self.columns[i]}': {counted(far[i], 'value')} more than twenty times the "
+            f"largest in training"
             for i in np.flatnonzero(far)[:5]
         ]
         return Encoded(*tensors(x, np.array(self.fill)), notes)

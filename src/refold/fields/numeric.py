@@ -17,6 +17,7 @@ from refold.casting import cast
 from refold.errors import InputError
 from refold.fields.base import Encoded, Numbers, arrow_type, learnt, register, scalar
 from refold.table import Arrow, Column, compute
+from refold.wording import counted
 
 FAR = 1e6  # standard deviations; squares of more would leave single precision
 FAR_OUT = 10.0  # standard deviations beyond the training range that are remarked on
@@ -316,7 +317,7 @@ def far_out(
 def remarks_on_far(far: NDArray[np.int64], names: tuple[str, ...]) -> list[str]:
     """Say of how many values of each column are far outside the training range."""
     return [
-        f"column '{names[i]}': {far[i]} values more than ten standard deviations outside the "
-        f"training range"
+        f"column '{names[i]}': {counted(int(far[i]), 'value')} more than ten standard deviations "
+        f"outside the training range"
         for i in np.flatnonzero(far)[:5]
     ]

@@ -17,6 +17,7 @@ from refold.data.sources import read
 from refold.errors import InputError
 from refold.fields.numeric import numbers, refuse_infinite
 from refold.table import Arrow, Column, Container, Table, compute
+from refold.wording import counted
 
 SECOND = 1_000_000_000  # nanoseconds, in which all times are held
 SPARSE = 10  # slots of the grid for each row, beyond which the steps are no steps
@@ -384,7 +385,8 @@ def _irregular(
     notes = list[str]()
     twice = len(at) - len(unique)
     if twice:
-        notes.append(f"{twice} rows repeat a time of '{name}'; rows of one time were averaged")
+        again = f"{counted(twice, 'row')} with a time of '{name}' that was there before"
+        notes.append(f"{again}; rows of one time were averaged")
     off = int(((unique - unique[0]) % own.step != 0).sum())
     if off:
         notes.append(

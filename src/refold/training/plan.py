@@ -15,6 +15,7 @@ from torch.optim import Optimizer, lr_scheduler
 from refold.errors import InputError, unknown
 from refold.parts import PartSpec
 from refold.penalties import Penalty
+from refold.wording import counted
 
 # These need a closure, sparse gradients or matrices alone, which no model here gives them.
 UNUSABLE = ("lbfgs", "sparseadam", "muon")
@@ -141,7 +142,7 @@ class Plan:
         if self.steps == 0:
             return "solved in closed form"
         return (
-            f"up to {self.steps / self.steps_per_epoch:.0f} epochs of batches of "
+            f"up to {counted(self.steps / self.steps_per_epoch, 'epoch')} of batches of "
             f"{self.batch_size}, {self.optimizer.name} at {self.lr:g}, {self.schedule} schedule"
         )
 

@@ -24,6 +24,7 @@ from refold.training.fit import Row, fit
 from refold.training.plan import Plan
 from refold.types import Batch, Code
 from refold.uses.encoder import EncoderModule, encoder_module, refuse_unfitted
+from refold.wording import counted
 
 if TYPE_CHECKING:
     from refold.estimator import Autoencoder
@@ -318,7 +319,7 @@ def _labels(y: Any, rows: int) -> NDArray[Any]:
     missing = np.array([_absent(v) for v in labels.tolist()])
     if missing.any():
         raise InputError(
-            f"y is missing in {int(missing.sum())} rows, the first of them row "
+            f"y is missing in {counted(int(missing.sum()), 'row')}, first in row "
             f"{int(missing.argmax())}; leave such rows out of X and y"
         )
     try:
