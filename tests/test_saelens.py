@@ -158,9 +158,18 @@ def test_what_cannot_be_is_said(tmp_path):
     theirs(tmp_path / "b", "standard", normalize_activations="layer_norm")
     with pytest.raises(InputError, match="scales each row by itself"):
         saelens.read(tmp_path / "b")
+    theirs(tmp_path / "d", "standard", normalize_activations="covariance_whitening")
+    with pytest.raises(InputError, match="by 'covariance_whitening', which refold does not know"):
+        saelens.read(tmp_path / "d")
+    theirs(tmp_path / "e", "standard", reshape_activations="hook_z")
+    with pytest.raises(InputError, match=r"by 'hook_z', which refold does not do; flatten"):
+        saelens.read(tmp_path / "e")
     (tmp_path / "b" / "cfg.json").write_text("{")
     with pytest.raises(InputError, match="cannot be read"):
         saelens.read(tmp_path / "b")
+    with pytest.raises(InputError, match="not fitted, so there is nothing to write"):
+        saelens.write(refold.Autoencoder(recipe="dictionary"), tmp_path / "c")
+    assert not (tmp_path / "c").exists()
     dense = refold.Autoencoder(2, epochs=1).fit(rows())
     with pytest.raises(InputError, match=r"this is recipe 'dense'.*fit recipe='dictionary'"):
         saelens.write(dense, tmp_path / "c")
@@ -168,3 +177,22 @@ def test_what_cannot_be_is_said(tmp_path):
         saelens.write(fitted("plain"), tmp_path / "c")
     with pytest.raises(InputError, match="is not a folder of SAELens"):
         saelens.write(fitted("topk(k=4)"), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["W_enc", "b_dec"])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_weights_that_are_no_numbers_are_refused(name, value, tmp_path):
+    _, weights = theirs(tmp_path / "sae", "standard")
+    weights[name].flat[5] = value
+    safetensors.numpy.save_file(weights, tmp_path / "sae" / "sae_weights.safetensors")
+    with pytest.raises(InputError, match=f"its weight '{name}' holds NaN or infinite values"):
+        saelens.read(tmp_path / "sae")
+
+
+def test_what_was_left_open_is_as_saelens_has_it(tmp_path):
+    config, weights = theirs(tmp_path / "sae", "topk", k=5)
+    x = np.random.default_rng(2).normal(size=(20, 12)).astype(np.float32)
+    for changed in ({"normalize_activations": None}, {"reshape_activations": "none"}):
+        (tmp_path / "sae" / "cfg.json").write_text(json.dumps(config | changed))
+        z = saelens.read(tmp_path / "sae").transform(x)
+        np.testing.assert_allclose(z, forward(config, weights, x)[0], rtol=1e-4, atol=1e-3)

@@ -46,6 +46,7 @@ BATCHED = ("batchtopk", "matryoshka_batchtopk")
 KNOWN = ("standard", "topk", "jumprelu", "gated", *BATCHED)
 BY_ROW = ("layer_norm", "constant_norm_rescale")
 """Normalisations that have another scale for each row, which no weights can stand for."""
+NORMALISED = ("none", "expected_average_only_in")
 
 
 def write(ae: Autoencoder, folder: str | Path) -> Path:
@@ -57,9 +58,11 @@ def write(ae: Autoencoder, folder: str | Path) -> Path:
     becomes ``jumprelu``, as SAELens itself saves it. Inputs are not kept near the training range
     there.
 
-    Raises :class:`InputError` for models that are no dictionary of one block of numbers, and where
-    the folder holds something else.
+    Raises :class:`InputError` for models that are no dictionary of one block of numbers or are not
+    fitted, and where the folder holds something else.
     """
+    if not hasattr(ae, "model_"):
+        raise InputError("the model is not fitted, so there is nothing to write; call fit first")
     body, own = _dictionary(ae)
     std = torch.tensor(own.std, dtype=torch.float64)
     unit = float(std[0]) if float(std.max()) == float(std.min()) else 1.0
@@ -99,7 +102,8 @@ def read(folder: str | Path) -> Autoencoder:
     activations were scaled before training and that was not folded in.
 
     Raises :class:`InputError` for architectures that refold does not have, for normalisation by
-    row, and for folders that are incomplete.
+    row or of a kind that is not known, for activations of another shape than ``[n, d]``, for
+    weights that are not finite, and for folders that are incomplete.
     """
     try:
         return _estimated(folder)
@@ -197,7 +201,14 @@ def _read(folder: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
         raise InputError(
             f"the dictionary '{folder}' cannot be read: {error}; copy it again"
         ) from error
-    return config, {k: v.float() for k, v in weights.items()}
+    found = {k: v.float() for k, v in weights.items()}
+    for name, weight in found.items():
+        if not bool(weight.isfinite().all()):
+            raise InputError(
+                f"the dictionary '{folder}' cannot be used: its weight '{name}' holds NaN or "
+                f"infinite values; train it again, or copy the whole folder again"
+            )
+    return config, found
 
 
 def _architecture(config: Mapping[str, Any], folder: str | Path) -> str:
@@ -208,11 +219,23 @@ def _architecture(config: Mapping[str, Any], folder: str | Path) -> str:
         kind = "topk"
     if kind not in KNOWN:
         raise unknown("architecture of SAELens", kind, KNOWN)
-    normalised = config.get("normalize_activations", "none")
+    normalised = config.get("normalize_activations") or "none"
     if normalised in BY_ROW:
         raise InputError(
             f"the dictionary '{folder}' scales each row by itself ('{normalised}'), which refold's "
             f"do not; normalise the rows, and set normalize_activations to 'none' in its {CONFIG}"
+        )
+    if normalised not in NORMALISED:
+        raise InputError(
+            f"the dictionary '{folder}' normalises activations by '{normalised}', which refold "
+            f"does not know; fold it into the weights, and set normalize_activations to 'none' in "
+            f"its {CONFIG}"
+        )
+    shaped = config.get("reshape_activations") or "none"
+    if shaped != "none":
+        raise InputError(
+            f"the dictionary '{folder}' reshapes activations by '{shaped}', which refold does not "
+            f"do; flatten them to [n, d], and set reshape_activations to 'none' in its {CONFIG}"
         )
     return kind
 
