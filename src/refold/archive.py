@@ -47,6 +47,7 @@ def pack(ae: Autoencoder) -> Saved:
             "stopped": ae.run_.stopped,
             "seconds": ae.run_.seconds,
             "phases": list(ae.run_.phases),
+            "precision": ae.run_.precision,
         },
         "reasons": list(ae.reasons_),
         "notes": list(ae.notes_),
@@ -92,6 +93,7 @@ def unpack(saved: Saved, ae: Autoencoder) -> None:
         phases=tuple(run.get("phases", ())),
         stopped=run["stopped"],
         seconds=run["seconds"],
+        precision=run.get("precision", ""),
     )
     ae.calibration_ = Calibration.from_tensors(saved.calibration, config["held_out"])
     ae.detector_ = Detector.from_tensors(

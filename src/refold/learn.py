@@ -16,11 +16,12 @@ from refold.assemble import Assembly, Wishes, assemble, folded, with_roles
 from refold.backbones.tied import ties
 from refold.data.corruptions import corruptions
 from refold.data.schema import Override, Schema
-from refold.data.streams import Stream
+from refold.data.streams import Stream, Told, unheeded
 from refold.detection import Calibration, Detector, Evidence, Reference, evidences, ordinary
 from refold.errors import InputError, unknown
+from refold.fusion import Dictionary, Fusion
 from refold.hints import fits
-from refold.latents import Latent, Variational
+from refold.latents import Variational
 from refold.model import Model
 from refold.parts import PartSpec
 from refold.recipe import Recipe, get
@@ -28,10 +29,11 @@ from refold.spec import ModelSpec
 from refold.table import Table
 from refold.training.balance import begin
 from refold.training.checkpoint import Checkpoints
-from refold.training.fit import Run, Watch, fit
+from refold.training.doubts import doubts
+from refold.training.fit import Progress, Run, Watch, fit
 from refold.training.machine import fast_bfloat16
 from refold.training.plan import Plan
-from refold.training.precision import Caution, pays
+from refold.training.precision import Precision
 from refold.training.pretrain import LAYERWISE, fit_layerwise, freeze, start_from
 from refold.training.start import (
     can_start_pca,
@@ -47,7 +49,6 @@ from refold.uses.local import Local
 
 ORDERED = 64  # sizes of prefixes that are judged, spread over all where there are more
 TENTH = 0.1  # share of rows that are not learnt from, where some are said to be anomalies
-FEW = 10  # one in so many units active, or a posterior is said to have collapsed
 SPLIT = 7_265_666  # has the draw of held-out rows differ from others of the same seed
 QUARTER = 0.25  # share of a sample that is held out at most
 SMALLEST = 20  # rows below which none are held out
@@ -59,9 +60,9 @@ class Course:
     """How to learn: what the user said of the model, of its start and of its training.
 
     ``start`` is a shallower model to take layers from, and its schema; ``tied`` may be
-    ``"pretrain"`` or the pairs to tie; ``bfloat16`` and ``float32`` are False where the user left
-    the precision open; ``evidence`` is the recipe's where the user named none, ``contamination``
-    the share of rows believed to be anomalies; ``plan`` holds the arguments of :meth:`Plan.choose`.
+    ``"pretrain"`` or the pairs to tie; ``evidence`` is the recipe's where the user named none;
+    ``contamination`` is the share of rows believed to be anomalies; ``plan`` holds the arguments of
+    :meth:`Plan.choose`.
     """
 
     wishes: Wishes = field(default_factory=Wishes)
@@ -71,8 +72,7 @@ class Course:
     freeze: tuple[str, ...] = ()
     validation: float = 0.1
     seed: int = 0
-    bfloat16: bool = False
-    float32: bool = False
+    precision: str = "auto"
     parallel: str = "ddp"
     evidence: Sequence[str | Evidence] | None = None
     contamination: float | str | None = None
@@ -83,7 +83,8 @@ class Course:
 class Learnt:
     """A trained model, and all that was found out on the way.
 
-    ``members`` are further models of the same parts, which help to fill gaps.
+    ``members`` are further models of the same parts, which help to fill gaps; ``doubts`` are those
+    of the reasons that speak against the model.
     """
 
     schema: Schema
@@ -100,6 +101,7 @@ class Learnt:
     members: tuple[Model, ...]
     reasons: tuple[str, ...]
     notes: tuple[str, ...]
+    doubts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class Material:
     held: NDArray[np.int64]
 
     @classmethod
-    def of(cls, rows: Table | Stream, course: Course) -> Material:
+    def of(cls, rows: Table | Stream, course: Course, told: Told) -> Material:
         """Part the rows, and fit the schema."""
         named, share = course.wishes.recipe, held_share(course, len(rows))
         scales = {} if named is None else get(named).scales
@@ -144,7 +146,7 @@ class Material:
             train_at, held_at = split(len(rows), share, course.seed)
             schema = Schema.fit(rows, train_at, course.fields, scales)
             return cls(rows, with_roles(schema, named), train_at, held_at, len(train_at), held_at)
-        found = rows.look(course.seed, course.fields)
+        found = rows.look(course.seed, course.fields, told)
         few = len(found.places)
         train_at, held_at = split(few, min(share * len(rows) / few, QUARTER), course.seed)
         schema = with_roles(found.schema(train_at, course.fields, scales), named)
@@ -171,7 +173,8 @@ def learn(
             f"contamination={course.contamination} compares all rows with each other, and these "
             f"are read in parts; leave it out, or give more memory"
         )
-    hand = Material.of(source, course)
+    told = telling(watch)
+    hand = Material.of(source, course, told)
     table, schema, train_at, held_at = hand.table, hand.schema, hand.train_at, hand.held_at
     rows = hand.rows
     targets, notes = schema.encode(table)
@@ -182,7 +185,7 @@ def learn(
     chosen = assemble(schema, train.targets, _wishes(course))
     loop = _loop(chosen, course)
     model = begun(chosen, schema, train.targets, course, device)
-    reasons = list(chosen.reasons)
+    reasons = [*chosen.reasons, *unlike(model.fusion)]
     if course.contamination:
         share = TENTH if isinstance(course.contamination, str) else course.contamination
         own = targets.rows(torch.from_numpy(train_at))
@@ -195,9 +198,9 @@ def learn(
         train, rows = every.part(train_at, device), len(train_at)
     usual = usual_training(chosen.parts, rows, schema, chosen.spec.size)
     given = {k: v for k, v in course.plan.items() if v is not None and v != PLAIN.get(k)}
-    bfloat16 = course.bfloat16 or (
-        usual.pop("precision", "") == "bfloat16" and not course.float32 and fast_bfloat16(device)
-    )
+    precision = course.precision
+    if usual.pop("precision", "") == "bfloat16" and precision == "auto" and fast_bfloat16(device):
+        precision = f"bfloat16: recipe '{chosen.recipe}'"
     wanted = {k: v for k, v in usual.items() if k in course.plan}
     plan = Plan.choose(rows, **{**course.plan, **wanted, **given}, last=chosen.parts.last)
     if course.plan.get("labelled") and not schema.targets:
@@ -219,8 +222,11 @@ def learn(
         usual, plan = {**usual, "members": 1}, replace(plan, labelled=0)
         seen_alone = None if train.inputs is None else model.inputs
         feed = stream.feed(
-            schema, train.targets, hand.held, plan.batch_size, seed=course.seed, seen=seen_alone
-        )
+            schema, train.targets, hand.held, plan.batch_size,
+            seed=course.seed, seen=seen_alone, told=told,
+        )  # fmt: skip
+        if checkpoints is not None:
+            checkpoints.reading = feed.reading
         reasons.append(feed.store.sentence)
 
     def train_on(
@@ -232,8 +238,8 @@ def learn(
         said: list[str],
     ) -> Run:
         balancer = begin(course.wishes.weights, model, schema.fields, train.targets, said)
-        open_ = loop is fit and plan.steps and not (bfloat16 or course.float32)
-        caution = Caution() if open_ and pays(model, plan.batch_size, device) else None
+        format_ = Precision.of(precision, model, plan, device, plain=loop is fit)
+        caution = format_.caution
         run = loop(
             model,
             train.targets if feed is None else feed,
@@ -243,7 +249,7 @@ def learn(
             held_inputs=None if held is None else held.inputs,
             corruption=None if noise is None else corruptions.build(noise),
             seed=seed,
-            bfloat16=bfloat16,
+            bfloat16=format_.bfloat16,
             **({} if caution is None else {"caution": caution}),
             balancer=balancer,
             checkpoints=checkpoints,
@@ -252,8 +258,9 @@ def learn(
         )
         if balancer is not None:
             balancer.rest()
-        if caution is not None:
-            said.append(caution.sentence())
+        run.precision = format_.sentence()
+        if format_.said:
+            said.append(run.precision)
         return run
 
     try:
@@ -282,6 +289,8 @@ def learn(
     if model.latent.ordered or solved:
         curve = prefix_curve(model, judged, schema, chosen.principal, ORDERED)
         figures = replace(figures, curve=curve)
+    if isinstance(model.fusion, Dictionary) and "l0" in run.best:
+        figures = replace(figures, sparse=(run.best["l0"], run.best["dead_share"]))
     fitted = targets if stream is None else None  # a part of the rows is not known again
     named = chosen.parts.evidence if course.evidence is None else course.evidence
     own = train.targets.to("cpu")
@@ -306,6 +315,7 @@ def learn(
         whole = targets.to(device)
         start_pca(model, whole, assemble(schema, whole, _wishes(course)).principal)
         calibration = calibration.with_codes(model, judged, schema)
+    doubted = doubts(model, run, len(judged))
     return Learnt(
         schema,
         replace(chosen.spec, ties=ties(model)),
@@ -319,9 +329,17 @@ def learn(
         reference,
         local,
         tuple(members),
-        tuple(reasons),
+        (*reasons, *doubted),
         (*table.notes, *notes),
+        tuple(doubted),
     )
+
+
+def telling(watch: Watch | None) -> Told:
+    """Return what tells a watcher of passes over the rows."""
+    if watch is None:
+        return unheeded
+    return lambda doing, share: watch(Progress(0, 0, 0.0, None, doing, share))
 
 
 def setting_of(contamination: float | str | None) -> str | None:
@@ -329,20 +347,15 @@ def setting_of(contamination: float | str | None) -> str | None:
     return None if contamination is None else "outliers" if contamination else "novelty"
 
 
-def collapsed(latent: Latent, run: Run) -> str | None:
-    """Say where a posterior has become the prior in most entries of a code, and what to do."""
-    active = run.best.get("active_units")
-    if not isinstance(latent, Variational) or active is None or active >= latent.size / FEW:
-        return None
-    ways = ["use a smaller latent or beta"]
-    if hasattr(latent, "warmup"):
-        ways.append("let it grow in (warmup=0.3)")
-    if hasattr(latent, "free_bits"):
-        ways.append("give units free bits (free_bits=0.1)")
-    return (
-        f"the posterior has collapsed: {active:.0f} of {latent.size} units of the code are active; "
-        f"{', or '.join(ways)}"
-    )
+def unlike(body: Fusion) -> list[str]:
+    """Say where a dictionary cannot read rows as it gives them back."""
+    if not isinstance(body, Dictionary):
+        return []
+    if body.masked:
+        return ["gaps stay at the dictionary's centre; steps take longer than with complete rows"]
+    if not body.centred:
+        return ["no centre is taken off what is read, which is not what is given back"]
+    return []
 
 
 def unheard(recipe: Recipe, usual: Mapping[str, Any], plan: Plan) -> list[str]:

@@ -29,9 +29,11 @@ class Dictionary(Fusion):
     centre starts at the geometric median of rows. Steps are taken along the unit sphere:
     :meth:`project` before the optimiser's, :meth:`constrain` after it.
 
-    Where the fields that are read are not as wide as those that are given back (classes, gaps,
-    targets), there is nothing to take off on the way in: :math:`h = E c + b`, and the encoder
-    starts with directions of its own.
+    Where the numbers of the one field can be missing, a mask :math:`o` follows them, and what is
+    not there stays at the centre: :math:`h = E \, [(c - m) \odot o, \; o] + b`. The encoder starts
+    with zeros for the mask. Where the fields that are read are otherwise not as wide as those that
+    are given back (classes, targets), there is nothing to take off on the way in:
+    :math:`h = E c + b`, and the encoder starts with directions of its own.
 
     Source: Bricken et al., Towards Monosemanticity, 2023; Gao et al., Scaling and Evaluating Sparse
     Autoencoders, 2024 (arXiv:2406.04093), for the start.
@@ -47,11 +49,14 @@ class Dictionary(Fusion):
         self, inputs: dict[str, int], outputs: dict[str, int], into: int, code: int
     ) -> None:
         super().__init__(inputs, outputs, into, code)
-        self.centred = inputs == outputs
         width_in, width_out = sum(inputs.values()), sum(outputs.values())
+        self.masked = len(inputs) == 1 and inputs == {k: 2 * v for k, v in outputs.items()}
+        self.centred = self.masked or inputs == outputs
         self.decoder = nn.Parameter(F.normalize(torch.randn(code, width_out), dim=1))
         alike = self.centred and into == code
         start = self.decoder if alike else F.normalize(torch.randn(into, width_in), dim=1)
+        if alike and self.masked:
+            start = torch.cat([start, torch.zeros_like(start)], 1)
         self.encoder = nn.Parameter(start.detach().clone())
         self.encoder_bias = nn.Parameter(torch.zeros(into))
         self.centre = nn.Parameter(torch.zeros(width_out))
@@ -72,9 +77,10 @@ class Dictionary(Fusion):
 
     @torch.no_grad()
     def begin(self, hidden: dict[str, Tensor]) -> None:
-        """Start the centre at the geometric median of a sample of rows."""
+        """Start the centre at the geometric median of a sample of rows, a gap being the mean."""
         if self.centred:
-            self.centre.copy_(geometric_median(join(hidden, self.inputs)))
+            rows = join(hidden, self.inputs)[:, : len(self.centre)]
+            self.centre.copy_(geometric_median(rows))
 
     def encode(self, hidden: dict[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
         """Measure along the encoder's directions."""
@@ -83,7 +89,10 @@ class Dictionary(Fusion):
     def offset(self, hidden: dict[str, Tensor]) -> Tensor:
         """Hidden states side by side ``[B, inputs]``, as seen from the centre."""
         joined = join(hidden, self.inputs)
-        return joined - self.centre if self.centred else joined
+        if not self.masked:
+            return joined - self.centre if self.centred else joined
+        values, mask = joined.chunk(2, 1)
+        return torch.cat([values - self.centre * mask, mask], 1)
 
     def decode(self, z: Tensor) -> dict[str, Tensor]:
         """Add up directions; where no gradient is asked for, only those that are active are read.

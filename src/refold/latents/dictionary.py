@@ -28,6 +28,9 @@ LEAST = 1e-3  # share of the entries' deviation below which no threshold starts
 class Selective(Latent, ABC):
     """A latent of rectified entries that keeps few of them, and some more or fewer in each row."""
 
+    aim: float | None = None
+    """How many entries of a row are to be active on average; None where nothing says it."""
+
     @property
     def width(self) -> int:
         """One number per code entry."""
@@ -73,7 +76,7 @@ class BatchTopK(Selective):
 
     def __init__(self, size: int, *, k: int | None = None) -> None:
         super().__init__(size)
-        self.k = active(size, k, "batch top-k keeps k")
+        self.aim = self.k = active(size, k, "batch top-k keeps k")
         self.register_buffer("threshold", torch.zeros(()))
 
     def begin(self, h: Tensor, rows: int) -> None:
@@ -139,7 +142,7 @@ class JumpReLU(Selective):
             raise InputError(f"the weight of l0 is {weight}; it must be 0 or more")
         if not 0 < bandwidth < float("inf"):
             raise InputError(f"jumprelu's bandwidth is {bandwidth}; it must be above 0")
-        self.l0 = active(size, l0, "jumprelu aims at l0")
+        self.aim = self.l0 = active(size, l0, "jumprelu aims at l0")
         self.weight, self.bandwidth, self.warmup = weight, bandwidth, check_warmup(warmup)
         self.log_threshold = nn.Parameter(torch.full((size,), bandwidth).log())
         self.register_buffer("energy", torch.ones(()))

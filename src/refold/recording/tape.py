@@ -101,6 +101,11 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.tape = Tape()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: to skip a compiler that nobody uses, torch would import it, which takes a second."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -49,13 +49,16 @@ def revive(model: Model, rows: Batch, forget: Forget, generator: torch.Generator
         len(dead), replacement=True, generator=generator,
     ).to(dead.device)  # fmt: skip
     start = F.normalize(body.offset(hidden)[drawn], dim=1)
+    if body.masked:
+        start[:, len(body.centre) :] = 0.0
+        start = F.normalize(start, dim=1)
     alive = torch.ones(body.code, dtype=torch.bool, device=dead.device).index_fill_(0, dead, False)
     norms = body.encoder.norm(dim=1)
     size = SHARE * float(norms[alive].mean() if alive.any() else norms.mean())
     body.encoder[dead] = start * size
     body.encoder_bias[dead] = 0.0
     if body.centred:
-        body.decoder[dead] = start
+        body.decoder[dead] = start[:, : len(body.centre)]
     for parameter in ("encoder", "encoder_bias", "decoder"):
         forget(f"fusion.{parameter}", dead)
     counts.idle[dead] = 0

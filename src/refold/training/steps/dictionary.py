@@ -62,7 +62,7 @@ def suits(model: nn.Module, plan: Plan, device: torch.device) -> bool:
     if body.code % GROUP or latent.k >= body.code // GROUP:
         return False
     one = model.inputs == model.outputs and len(model.inputs) == 1 and "auxk" not in model.inputs
-    if not one or not body.centred or model.references is not None:
+    if not one or not body.centred or body.masked or model.references is not None:
         return False
     (name,) = model.inputs
     plain = (
