@@ -1,6 +1,8 @@
 """Dictionaries: the body, its latents and penalties, and whether known features are found."""
 
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from scipy.optimize import minimize
 
 import refold
 from refold import InputError
+from refold.cli.commands import summary
+from refold.errors import InputWarning
 from refold.fusion import Dictionary, fusions
 from refold.fusion.dictionary import geometric_median
 from refold.latents import BatchTopK, Gated, JumpReLU, TopK
@@ -19,6 +23,8 @@ from refold.penalties import AuxK, Matryoshka, Resample
 from refold.penalties.dictionary import squares
 from refold.recipe.dictionary import rate
 from refold.report import figures, write
+from refold.training.doubts import doubts
+from refold.training.fit import Run
 from refold.training.revive import revive
 from refold.types import Batch, Code
 
@@ -71,6 +77,23 @@ def test_fields_that_are_not_what_is_given_back_have_no_centre_to_take_off():
     before = made.centre.clone()
     made.begin(hidden)
     assert torch.equal(made.centre, before)
+
+
+def test_what_is_missing_stays_at_the_centre():
+    made, c = body({"x": 10}), draw(20, 5)
+    seen = draw(20, 5, seed=1) > -0.5
+    hidden = {"x": torch.cat([c * seen, seen.double()], 1)}
+    encoder, bias, centre = made.encoder, made.encoder_bias, made.centre
+    expected = ((c - centre) * seen) @ encoder[:, :5].T + seen.double() @ encoder[:, 5:].T + bias
+    torch.testing.assert_close(made.encode(hidden, {}), expected)
+    torch.manual_seed(0)
+    start = Dictionary({"x": 10}, WIDE, 12, 12)
+    assert torch.equal(start.encoder[:, :5], start.decoder)
+    assert not start.encoder[:, 5:].any()
+    start.begin({"x": hidden["x"].float()})
+    assert torch.equal(start.centre, geometric_median((c * seen).float()))
+    both = Dictionary({"x": 10, "y": 4}, {"x": 5, "y": 2}, 12, 12)
+    assert (both.masked, both.centred) == (False, False)
 
 
 def test_a_dictionary_starts_with_unit_directions_that_both_ways_share():
@@ -459,7 +482,124 @@ def test_known_features_are_found(latent, tmp_path):
     assert np.array_equal(again.transform(x), ae.transform(x))
 
 
+def combined(n=4000, d=16, m=24, seed=0):
+    """Sums of two of ``m`` unit directions around a far centre."""
+    g = np.random.default_rng(seed)
+    directions = g.normal(size=(m, d))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    fired = np.argsort(g.random((n, m)), axis=1) < 2
+    x = (fired * g.lognormal(0, 0.3, fired.shape)) @ directions + 3 * g.normal(size=d)
+    return x.astype(np.float32)
+
+
+def test_one_gap_costs_a_dictionary_nothing(tmp_path):
+    x = combined()
+    options = {"recipe": "dictionary", "epochs": 12, "batch_size": 128}
+    whole = refold.Autoencoder("topk(size=48, k=2)", **options).fit(x)
+    lacking = x.copy()
+    lacking[7:12, 3] = np.nan
+    ae = refold.Autoencoder("topk(size=48, k=2)", **options).fit(lacking)
+    body = ae.model_.fusion
+    assert (body.masked, body.centred) == (True, True)
+    assert any("gaps stay at the dictionary's centre" in r for r in ae.reasons_)
+    assert not any("gaps" in r for r in whole.reasons_)
+    assert ae.run_.best["explained"] > whole.run_.best["explained"] - 0.02
+    assert abs(ae.impute(lacking)[7, 3] - x[7, 3]) < 1
+    ae.save(tmp_path / "model")
+    assert np.array_equal(refold.load(tmp_path / "model").transform(lacking), ae.transform(lacking))
+    many = np.where(np.random.default_rng(1).random(x.shape) < 0.05, np.nan, x)
+    anew = refold.Autoencoder("topk(size=48, k=2)", penalties=("resample(after=300)",), **options)
+    decoder = anew.fit(many).model_.fusion.decoder
+    torch.testing.assert_close(decoder.norm(dim=1), torch.ones(48))
+    assert anew.run_.best["explained"] > whole.run_.best["explained"] - 0.05
+
+
+def test_a_dictionary_of_classes_says_that_nothing_is_taken_off():
+    table = {"a": np.arange(60.0), "b": np.array(["u", "v", "w"] * 20)}
+    ae = refold.Autoencoder("topk(size=16, k=2)", recipe="dictionary", epochs=1).fit(table)
+    assert any(r.startswith("no centre is taken off") for r in ae.reasons_)
+
+
+# What a run leaves to be desired
+
+
+def test_thresholds_that_miss_their_number_are_said():
+    options = {"recipe": "dictionary", "epochs": 1, "batch_size": 128}
+    with pytest.warns(InputWarning, match="where 16 were asked for") as said:
+        ae = refold.Autoencoder("jumprelu(size=160, l0=16.0)", **options).fit(combined())
+    (found,) = [str(w.message) for w in said if "asked for" in str(w.message)]
+    assert found.startswith(f"{ae.run_.best['l0']:.1f} latents are active in a row")
+    assert found in ae.reasons_
+    assert f"after {ae.run_.best['step']:.0f} steps" in found
+    assert "bandwidth=0.2" in found
+
+
+def judged(model, rows=1000, **best):
+    """Doubts about a model after a run that ended in these figures."""
+    row = {"step": 9.0, "l0": 2.0, "dead_share": 0.0, "dead_units": 0.0, **best}
+    return doubts(model, Run([{**row, "step": 0.0}, {**row, "step": 14.0}], best=row), rows)
+
+
+def test_what_is_doubted_and_what_is_not():
+    def fitted(latent, **options):
+        options = {"recipe": "dictionary", "epochs": 0, **options}
+        return refold.Autoencoder(latent, **options).fit(rows()).model_
+
+    topk, batched = fitted("topk(size=24, k=2)"), fitted("batch_topk(size=24, k=2)")
+    gated, anew = fitted("gated(size=24)"), fitted("gated(size=24)", penalties=("resample",))
+    assert judged(topk) == judged(batched) == judged(gated, l0=9.0) == []
+    assert judged(batched, l0=2.4) == []
+    (found,) = judged(batched, l0=1.4)
+    assert found.startswith("1.4 latents are active in a row, where 2 were asked for")
+    assert "bandwidth" not in found
+    (found,) = judged(gated, dead_share=0.5)
+    assert found.startswith(
+        "12 of 24 latents are active in none of the 1,000 rows judged, where each would be in 83"
+    )
+    assert "penalties=('resample',)" in found
+    assert "resample" not in judged(anew, dead_share=0.5)[0]
+    assert judged(gated, dead_share=0.45) == []
+    assert judged(gated, rows=100, dead_share=0.9) == []  # too few rows to tell
+    assert len(judged(batched, l0=1.0, dead_share=0.8)) == 2
+    assert judged(gated, dead_share=1.0, dead_units=24.0)[0].startswith("no latent is active")
+    (found,) = judged(batched, step=0.0, l0=0.1, dead_share=0.9)
+    assert found.startswith("the dictionary is as it began, with random directions: none of 14 ste")
+    assert doubts(topk, Run(), 1000) == []
+
+
 # Figures
+
+
+def test_the_same_words_on_the_page_and_the_command_line(tmp_path):
+    ae = refold.Autoencoder("topk(size=48, k=2)", recipe="dictionary", epochs=3).fit(combined())
+    sentence = ae.quality_.sentence(48)
+    l0, dead = ae.quality_.sparse
+    assert (l0, dead) == (ae.run_.best["l0"], ae.run_.best["dead_share"])
+    assert sentence == (
+        f"2.0 of 48 latents active a row explain {ae.quality_.kept:.1%} of the variance; "
+        f"{dead:.0%} were never active"
+    )
+    assert f"result  {sentence}" in summary(ae, tmp_path / "m")
+    ae.save(tmp_path / "m")
+    again = refold.load(tmp_path / "m")
+    assert again.quality_ == ae.quality_
+    page = write(again, tmp_path / "r.html", combined(300)).read_text(encoding="utf-8")
+    shown = re.sub(r"<(script|style).*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL)
+    assert sentence in shown
+    assert "Kept by PCA" not in shown
+    assert "where the directions are random" in shown
+    assert "predicts a constant" not in shown
+    for word in ("units?", "atoms?", "fired?", "fires", "neurons?", "silent"):
+        assert not re.search(rf"\b{word}\b", shown, re.IGNORECASE), word
+    few = replace(ae.quality_, sparse=(2.0, 0.004), kept=None)
+    assert few.sentence(1024) == (
+        "2.0 of 1,024 latents active a row; less than 1% were never active"
+    )
+    dense = refold.Autoencoder(2, epochs=1).fit(rows())
+    assert dense.quality_.sparse is None
+    page = write(dense, tmp_path / "r.html", rows()).read_text(encoding="utf-8")
+    assert "The units of the code" in page
+    assert "predicts a constant" in page
 
 
 def test_explained_variance_is_about_the_mean_of_the_rows():
@@ -499,14 +639,14 @@ def test_the_report_shows_how_often_entries_fire(tmp_path):
     ae = refold.Autoencoder("topk(size=24, k=2)", **options).fit(rows())
     figure = figures.density(ae)
     captions = [p.caption for p in figure.panels]
-    assert captions[0] == "Entries by share of rows with them,"
-    assert [c.split(",")[0] for c in captions[1:]] == [
-        "Active entries of a row", "Variance explained", "Entries that never fired"
+    assert captions == [
+        "Latents by share of rows,", "Active latents of a row,", "Variance explained,",
+        "Latents never active,",
     ]  # fmt: skip
     page = write(ae, tmp_path / "r.html", rows()).read_text(encoding="utf-8")
     assert figure.html() in page
     dense = refold.Autoencoder(2, epochs=1).fit(rows())
-    with pytest.raises(InputError, match="how often the code's entries fire"):
+    with pytest.raises(InputError, match="how often entries of the code are active"):
         figures.density(dense)
     with pytest.raises(InputError, match="not fitted"):
         figures.density(refold.Autoencoder())

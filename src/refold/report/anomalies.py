@@ -25,6 +25,7 @@ from refold.report.pictures import signed
 from refold.report.rows import CHANNELS, LONG, PictureView, RowView, row_views
 from refold.report.text import cell, number, percent
 from refold.table import Table
+from refold.wording import counted
 
 CAUSES = 3  # of a row
 CHANGES = 20  # lines of the table of drift
@@ -251,7 +252,7 @@ def verdict(evidence: Evidence, alpha: float) -> str:
     if least > alpha and not learnt:
         return (
             f"no row can be called an anomaly at {percent(alpha)}: with "
-            f"{len(calibration.scores):,} rows to compare with, the smallest p-value is "
+            f"{counted(len(calibration.scores), 'row')} to compare with, the smallest p-value is "
             f"{number(least, 2)}"
         )
     count, every = int(data.is_anomaly.sum()), len(data.is_anomaly)

@@ -16,9 +16,11 @@ from refold.detection.judge import Rule, judge
 from refold.errors import InputError
 from refold.estimator import Autoencoder
 from refold.fields import Field
+from refold.fusion import Dictionary
 from refold.table import Column, Table
 from refold.types import Batch
 from refold.uses.inspect import Examined, examine
+from refold.wording import counted
 
 MOST = 2000  # rows that go into a page
 ALPHA = 0.01
@@ -126,14 +128,14 @@ class Evidence:
         """Say whose codes these are."""
         if self.data is not None:
             every = len(self.data.table)
-            count = f"{every:,} rows" if every > 1 else "1 row"
+            count = counted(every, "row")
             if every <= MOST:
                 return f"the {count} of the data"
             return (
                 f"{MOST:,} rows drawn at random (seed {self.ae.seed}) from the {count} of the data"
             )
         kind = "held-out" if self.ae.calibration_.held_out else "training"
-        return f"{len(self.codes):,} {kind} rows saved with the model"
+        return f"{counted(len(self.codes), f'{kind} row')} saved with the model"
 
     def examined(self, rows: NDArray[np.int64]) -> tuple[Batch, Examined]:
         """Reconstruct the rows at the given positions of the data."""
@@ -149,6 +151,16 @@ def _learnt(ae: Autoencoder, rows: Batch) -> NDArray[np.bool_]:
     passes = inference.outputs(ae.model_, rows, ae.schema_)
     detector = ae.detector_.facing(rows)
     return torch.cat([detector.learnt(o)[:n].cpu() for o, n in passes]).numpy()
+
+
+def is_dictionary(ae: Autoencoder) -> bool:
+    """Whether rows are sums of few directions of a dictionary."""
+    return isinstance(ae.model_.fusion, Dictionary)
+
+
+def unit(ae: Autoencoder) -> str:
+    """Return the word for an entry of the code: of a dictionary it is a latent."""
+    return "latent" if is_dictionary(ae) else "unit"
 
 
 def role(own: Field) -> str:

@@ -13,9 +13,9 @@ from refold.fields import Field, Image, Series, Text
 from refold.fields.base import kind_of, scalar
 from refold.fields.category import Classes
 from refold.recipe import RECIPES, recipes
-from refold.report.evidence import Evidence, role
+from refold.report.evidence import Evidence, is_dictionary, role
 from refold.report.text import cell, number, percent, shortened
-from refold.uses.inspect import Fidelity, fidelity, tokens_right
+from refold.uses.inspect import Fidelity, Quality, fidelity, tokens_right
 
 COLUMNS = 200  # columns listed
 WIDE = 512  # entries of a field up to which each is judged by itself
@@ -176,13 +176,23 @@ def facts(evidence: Evidence) -> list[Fact]:
         for wanted in (False, True)
     )
     weights = sum(p.numel() for p in ae.model_.parameters())
+    code = "latents" if is_dictionary(ae) else "numbers of its code"
     return [
         Fact(f"{ae.n_rows_:,}", "rows it was fitted on"),
-        Fact(f"{seen:,} → {ae.spec_.size:,}", "entries of a row → numbers of its code"),
+        Fact(f"{seen:,} → {ae.spec_.size:,}", f"entries of a row → {code}"),
         *([Fact(f"{answers:,}", "entries predicted as targets")] if answers else []),
         Fact(f"{weights:,}", "parameters"),
         Fact(duration(ae.run_.seconds), "of training"),
     ]
+
+
+def shares_kept(quality: Quality) -> list[tuple[str, float]]:
+    """Shares of the variance by name, for bars below the headline; the model's own is the last."""
+    if quality.kept is None or quality.pca_kept is None or quality.filled:
+        return []
+    if quality.sparse is not None:
+        return [("Variance explained", quality.kept)]
+    return [("Kept by PCA", quality.pca_kept), ("Kept by this model", quality.kept)]
 
 
 def duration(seconds: float) -> str:
@@ -205,13 +215,14 @@ def choices(evidence: Evidence) -> list[tuple[str, str]]:
     spec, described = ae.spec_, recipes() if ae.recipe_ in RECIPES else {}
     parts = {
         "recipe": f"{ae.recipe_}. {described.get(ae.recipe_, '')}".strip(),
-        "latent": f"{spec.latent}, {spec.size} numbers",
+        "latent": f"{spec.latent}, {spec.size:,} {'latents' if is_dictionary(ae) else 'numbers'}",
         "body": str(spec.fusion),
         "backbones": "; ".join(f"{k}: {v}" for k, v in spec.backbones.items()),
         "likelihoods": "; ".join(f"{k}: {v}" for k, v in spec.likelihoods.items()),
         "corruption": "none" if spec.corruption is None else str(spec.corruption),
         "penalties": "; ".join(map(str, spec.penalties)) or "none",
         "training": ae.plan_.sentence(),
+        "precision": ae.run_.precision or "not known",
         "ended": ae.run_.stopped if ae.plan_.steps else "no steps were needed",
         "seed": str(ae.seed),
     }

@@ -17,7 +17,7 @@ from refold.errors import missing_extra
 from refold.estimator import Autoencoder
 from refold.report import anomalies, explorer, gaps, overview, rows
 from refold.report.charts import LineChart
-from refold.report.evidence import ALPHA, MOST, Evidence
+from refold.report.evidence import ALPHA, MOST, Evidence, unit
 from refold.report.figures import (
     anomaly,
     code,
@@ -131,6 +131,7 @@ def contents(evidence: Evidence) -> dict[str, Any]:
         "held_out": ae.calibration_.held_out,
         "whose": evidence.whose(),
         "facts": overview.facts(evidence),
+        "shares_kept": overview.shares_kept(ae.quality_),
         "overview": overview.overview(evidence),
         "choices": overview.choices(evidence),
         "history": history,
@@ -152,7 +153,9 @@ def contents(evidence: Evidence) -> dict[str, Any]:
         "drift": anomalies.drift_of(evidence),
         "alpha": ALPHA,
         "most": MOST,
-        "remarks": code.remarks(evidence.codes),
+        "remarks": code.remarks(evidence.codes, unit(ae)),
+        "unit": unit(ae),
+        "start": training.start_of(ae),
         "skipping": ae.model_.skipping,
         "thumbnails": thumbnails,
         **{name: figure.html() if figure.panels else "" for name, figure in drawn_of(evidence)},

@@ -121,8 +121,8 @@ def _rule(
         return f"steps with a p-value up to {number(alpha)} raise an alarm: {percent(alpha)} of all"
     if expected is None and monitor.grid_.timed:
         rate = RATE if per_month is None else per_month
-        told = f"{number(rate)} alarm{'' if rate == 1 else 's'}"
+        told = f"{number(rate)} {'alarm' if rate == 1 else 'alarms'}"
         return f"the limit is set for {told} in 30 days in which all is well"
     count = 1.0 if expected is None else expected
-    told = f"{number(count)} alarm{'' if count == 1 else 's'}"
+    told = f"{number(count)} {'alarm' if count == 1 else 'alarms'}"
     return f"the limit is set for {told} in a series as long as this one in which all is well"

@@ -25,7 +25,7 @@ from refold.types import Batch
 Mask: TypeAlias = NDArray[np.bool_]
 
 MOST = 1 << 24  # numbers of rows and their reconstructions that are compared at a time
-CACHED = 64  # rows at a time where one portion has more
+CACHED = 1 << 17  # numbers of which errors are squared at a time
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Quality:
     every target, see :class:`Fidelity`; of a block it is of all its entries together. A target
     without a value in these rows, or with one and the same, is left out. Of a text, a target or
     rebuilt, it is of its tokens, each at its place. ``filled`` says how well hidden entries come
-    back, where that is what a model was trained for.
+    back, where that is what a model was trained for. ``sparse`` of a dictionary is ``(l0, dead)``:
+    how many latents are active in a row on average, and the share of those that are in none.
     """
 
     kept: float | None
@@ -51,6 +52,7 @@ class Quality:
     curve: tuple[tuple[int, float, float], ...] = ()
     predicted: tuple[tuple[str, float, float], ...] = ()
     filled: str = ""
+    sparse: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         # JSON has no tuples.
@@ -58,6 +60,8 @@ class Quality:
         object.__setattr__(self, "curve", points)
         heads = tuple((str(name), float(kept), float(pca)) for name, kept, pca in self.predicted)
         object.__setattr__(self, "predicted", heads)
+        if self.sparse is not None:
+            object.__setattr__(self, "sparse", (float(self.sparse[0]), float(self.sparse[1])))
 
     def sentence(self, size: int) -> str:
         """Say it in words."""
@@ -68,7 +72,15 @@ class Quality:
             for name, kept, guess in self.predicted
         ]
         parts = [self.filled, *parts] if self.filled else parts
-        if self.kept is not None and not self.filled:
+        if self.sparse is not None:
+            # There are more latents than numbers in a row: as many components would keep all.
+            explain = "" if self.kept is None else f" explain {self.kept:.1%} of the variance"
+            dead = "less than 1%" if 0 < self.sparse[1] < 0.01 else f"{self.sparse[1]:.0%}"
+            parts.append(
+                f"{self.sparse[0]:.1f} of {size:,} latents active a row{explain}; {dead} were "
+                f"never active"
+            )
+        elif self.kept is not None and not self.filled:
             parts.append(
                 f"PCA with {size} numbers keeps {self.pca_kept:.1%} of the variance; "
                 f"this model keeps {self.kept:.1%}"
@@ -168,11 +180,11 @@ def _parts(model: Model, rows: Batch) -> Iterator[Batch]:
 
 def _squares(views: Tensor, predicted: Tensor, principal: Principal, size: int) -> Tensor:
     """Squared errors of a model, of ``size`` components and of the mean, each summed up."""
-    if views.numel() > MOST and len(views) > CACHED:
-        portions = zip(views.split(CACHED), predicted.split(CACHED), strict=True)
-        return torch.stack([_squares(*both, principal, size) for both in portions]).sum(0)
-    others = (predicted, projected(views, principal, size), principal.mean.float())
-    return torch.stack([(views - other).double().square().nansum() for other in others])
+    rows, sums = max(1, CACHED // max(1, views.shape[1])), torch.zeros(3, dtype=torch.float64)
+    for view, own in zip(views.split(rows), predicted.split(rows), strict=True):
+        others = (own, projected(view, principal, size), principal.mean.float())
+        sums += torch.stack([(view - other).double().square_().nansum() for other in others])
+    return sums
 
 
 def _kept(lost: float, total: float) -> float:

@@ -17,6 +17,7 @@ from refold.report.evidence import ALPHA, Evidence
 from refold.report.figures import draw
 from refold.report.figures.figure import Figure, Panel
 from refold.report.text import number, percent
+from refold.wording import counted
 
 BINS = 48
 WIDE, HIGH, LEFT = 520.0, 170.0, 40.0  # of the histogram, and where its bars begin
@@ -104,7 +105,7 @@ def compared(evidence: Evidence, alpha: float) -> list[Compared]:
     new = replace(kept, scores=kept.bare) if _bare(evidence) else kept
     found = list[Compared]()
     if np.isfinite(new.scores).any() and not (len(score) and learnt.all()):
-        whose = f"{len(new.scores):,} {'held-out' if kept.held_out else 'training'} rows"
+        whose = counted(len(new.scores), "held-out row" if kept.held_out else "training row")
         mine = -score[~learnt], p_value[~learnt]
         known = -new.scores[np.isfinite(new.scores)]
         found.append(Compared(NEW, whose, known, *mine, -new.threshold(alpha)))
@@ -146,7 +147,7 @@ def scores_of(evidence: Evidence, alpha: float = ALPHA) -> Figure:
     keys = [("bar bars", "rows compared with" if several else "".join(g.whose for g in found))]
     if any(len(g.given) for g in found):
         count = sum(len(g.given) for g in found)
-        keys.append(("line back", "rows given" if several else f"{count:,} rows given"))
+        keys.append(("line back", "rows given" if several else f"{counted(count, 'row')} given"))
     if any((g.given >= g.limit).any() for g in found):
         keys.append(("tick", "one of these that is an anomaly"))
     return Figure("How unusual rows are", panels, note, tuple(keys), tile=26, most=40, columns=1)

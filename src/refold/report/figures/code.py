@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from refold.estimator import Autoencoder
 from refold.fields import Image
 from refold.report.charts import Axis, bars, histogram
-from refold.report.evidence import Evidence
+from refold.report.evidence import Evidence, unit
 from refold.report.explorer import UNITS, liveliest
 from refold.report.figures import draw
 from refold.report.figures.figure import Figure, Panel
@@ -21,9 +21,11 @@ from refold.report.text import number, percent
 from refold.types import Batch
 from refold.uses import inspect
 from refold.uses.inspect import Activity
+from refold.wording import counted
 
 ROWS = 100  # rows of an activity map
 CODES = 12  # rows whose codes are drawn
+LOW = 0.2  # share of the rows below which all are drawn as parts of the largest
 EVEN = 0.5  # share of zeros from which a histogram leaves them out
 FULL = 0.995  # quantile of magnitudes that has the full colour
 WIDE = 640.0
@@ -51,25 +53,31 @@ def histograms_of(evidence: Evidence) -> Figure:
         marks, name = draw.histogram(chart), f"latent{d}"
         high = chart.height + 16
         panels.append(Panel(marks, chart.width, high, name, note, f"histogram of {name}"))
-    size = codes.shape[1]
+    size, word = codes.shape[1], unit(evidence.ae)
     few = size > UNITS
-    note = f"The {UNITS} of {size:,} units that vary most. " if few else ""
+    note = f"The {UNITS} of {size:,} {word}s that vary most. " if few else ""
     note = f"{note}Over {evidence.whose()}."
     if (activity.share < 1).any():
         note += (
-            " The percentage is of rows in which a unit is not zero; where it is less than half, "
-            "the zeros are left out of the histogram."
+            f" The percentage is of rows in which a {word} is not zero; where it is less than "
+            "half, the zeros are left out of the histogram."
         )
-    return Figure("Histograms of the units", tuple(panels), note, most=20)
+    return Figure(f"Histograms of the {word}s", tuple(panels), note, most=20)
 
 
 def profiles_of(evidence: Evidence) -> Figure:
     """Draw the deviation of every unit, sorted, and the share of rows in which it is active."""
-    activity = Activity.of(evidence.codes)
-    panels = [_profile(activity.std, "Standard deviation of each unit,")]
+    activity, word = Activity.of(evidence.codes), unit(evidence.ae)
+    panels = [_profile(activity.std, f"Standard deviation of each {word},")]
     if (activity.share < 0.999).any():
-        panels.append(_profile(activity.share, "Share of rows in which it is not zero,", top=1.0))
-    return Figure("Use of the units", tuple(panels), tile=19, columns=2)
+        top = _top(activity.share)
+        panels.append(_profile(activity.share, "Share of rows in which it is not zero,", top))
+    return Figure(f"Use of the {word}s", tuple(panels), tile=19, columns=2)
+
+
+def _top(share: NDArray[np.float64]) -> float | None:
+    """Return 1 as the height of shares of rows, or None where all would be too low to see."""
+    return None if float(share.max()) < LOW else 1.0
 
 
 def _profile(values: NDArray[np.float64], title: str, top: float | None = None) -> Panel:
@@ -86,21 +94,21 @@ def _profile(values: NDArray[np.float64], title: str, top: float | None = None) 
     return Panel(marks, 400, 100, title, "largest first")
 
 
-def remarks(codes: NDArray[np.float32]) -> list[str]:
-    """Say what stands out about the use of the units."""
+def remarks(codes: NDArray[np.float32], word: str = "unit") -> list[str]:
+    """Say what stands out about the use of the units, and call them by a ``word``."""
     activity, size, found = Activity.of(codes), codes.shape[1], list[str]()
     if len(codes) < 2:
         return ["a single row: nothing varies"]
     dead, still = int((activity.share == 0).sum()), int((activity.std <= 1e-6).sum())
     if dead:
-        found.append(f"{dead} of {size} units are zero in every row and not drawn")
+        found.append(f"{dead:,} of {size:,} {word}s are zero in every row and not drawn")
     if still > dead:
-        found.append(f"{still - dead} of {size} units are constant")
+        found.append(f"{still - dead:,} of {size:,} {word}s are constant")
     if not still:
-        found.append("every unit varies" if size > 1 else "the one unit varies")
+        found.append(f"every {word} varies" if size > 1 else f"the one {word} varies")
     mean = float(activity.share.sum())
     if mean < 0.999 * size:
-        found.append(f"{number(mean)} of {size} units are active in a row on average")
+        found.append(f"{number(mean)} of {size:,} {word}s are active in a row on average")
     return found
 
 
@@ -119,7 +127,8 @@ def activity_of(evidence: Evidence) -> Figure:
     n, size = codes.shape
     top = float(np.quantile(np.abs(codes), FULL)) or float(np.abs(codes).max()) or 1.0
     left, high = 44.0, float(min(240, max(60, 4 * n)))
-    share = Activity.of(evidence.codes).share
+    share, word = Activity.of(evidence.codes).share, unit(evidence.ae)
+    highest = _top(share) or float(share.max()) or 1.0
     marks = [
         draw.rect(left, 0, WIDE - left, high, "ground"),
         draw.image(signed_strip(codes, top), left, 0, WIDE - left, high, "codes of rows"),
@@ -130,11 +139,12 @@ def activity_of(evidence: Evidence) -> Figure:
     ]
     x = Axis(0, size, left, WIDE)
     edges = [x.at(i) for i in range(size + 1)]
-    marks.append(draw.path(bars(edges, share * 24, high + 32), "bars"))
+    marks.append(draw.path(bars(edges, share / highest * 24, high + 32), "bars"))
     marks += _unit_ticks(x, size, high + 47)
     note = (
-        f"{n} rows of {size:,} units: orange above zero, blue below, full colour at "
-        f"{number(top, 3)}. Below, the share of {evidence.whose()} in which a unit is not zero."
+        f"{counted(n, 'row')} of {size:,} {word}s: orange above zero, blue below, full colour at "
+        f"{number(top, 3)}. Below, the share of {evidence.whose()} in which a {word} is not zero"
+        f"{'' if highest == 1 else f', at most {percent(highest)}'}."
     )
     panel = Panel("".join(marks), WIDE, high + 52, label="map of codes")
     return Figure("Activity of the code", (panel,), note, tile=19, most=44, columns=1)
@@ -182,7 +192,7 @@ def correlation(ae: Autoencoder, X: Any = None) -> Figure:
 
 def correlation_of(evidence: Evidence) -> Figure:
     """Draw the correlations of units."""
-    found = correlated(evidence.codes)
+    found, word = correlated(evidence.codes), unit(evidence.ae)
     side, left = 300.0, 52.0
     count = len(found.units)
     x = Axis(0, max(count, 1), left, left + side)
@@ -199,13 +209,14 @@ def correlation_of(evidence: Evidence) -> Figure:
         marks.append(draw.text(left - 6, at + 4, name, anchor="end"))
         marks.append(draw.text(left + at, side + 15, name, anchor="middle"))
     note = (
-        f"Orange: units rise together, blue: one falls as the other rises. Over {evidence.whose()}."
+        f"Orange: {word}s rise together, blue: one falls as the other rises. Over "
+        f"{evidence.whose()}."
     )
     if found.strongest is not None:
         i, j, r = found.strongest
         note += f" Strongest: latent{i} and latent{j}, {number(r, 3)}."
-    panel = Panel("".join(marks), left + side, side + 20, label="correlations between units")
-    return Figure("Correlation of the units", (panel,), note, tile=19, most=24, columns=1)
+    panel = Panel("".join(marks), left + side, side + 20, label=f"correlations between {word}s")
+    return Figure(f"Correlation of the {word}s", (panel,), note, tile=19, most=24, columns=1)
 
 
 def codes(ae: Autoencoder, X: Any) -> Figure:

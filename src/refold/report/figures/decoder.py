@@ -15,7 +15,7 @@ from refold.estimator import Autoencoder
 from refold.fields import Field, Image, Series, Text
 from refold.fields.base import kind_of, scalar
 from refold.fields.category import Classes
-from refold.report.evidence import Evidence
+from refold.report.evidence import Evidence, is_dictionary, unit
 from refold.report.figures import draw
 from refold.report.figures.figure import Figure, Panel
 from refold.report.pictures import signed, signed_strip, strip
@@ -65,14 +65,20 @@ def dictionary_of(evidence: Evidence) -> Figure:
         )
     std = Activity.of(evidence.codes).std
     std = std if std.any() else np.ones_like(std)
-    whole = (
-        "The decoder is this linear map."
-        if found.whole
-        else "This is the linear path of the decoder; the layers beside it add to it."
-    )
     panels, note = _drawn({k: a * std for k, a in found.atoms.items()}, evidence, probable=False)
-    note = f"What each unit adds as it grows by one standard deviation. {whole} {note}"
-    return _figure("The decoder's dictionary", panels, note)
+    if is_dictionary(ae):
+        said = "The direction of each latent, as long as a standard deviation of its activations."
+    elif found.whole:
+        said = (
+            "What each unit adds as it grows by one standard deviation. The decoder is this linear "
+            "map."
+        )
+    else:
+        said = (
+            "What each unit adds as it grows by one standard deviation. This is the linear path of "
+            "the decoder; the layers beside it add to it."
+        )
+    return _figure("The decoder's dictionary", panels, f"{said} {note}")
 
 
 def units(ae: Autoencoder, X: Any = None) -> Figure:
@@ -87,14 +93,17 @@ def units(ae: Autoencoder, X: Any = None) -> Figure:
 
 def units_of(evidence: Evidence) -> Figure:
     """Draw single units."""
-    found = traverse.effects(evidence.ae.model_, evidence.codes)
+    found, word = traverse.effects(evidence.ae.model_, evidence.codes), unit(evidence.ae)
     panels, note = _drawn(found.added, evidence, probable=True)
     start = (
-        "Each unit at its mean activation, all others silent, less the decoded zero code."
+        f"Each {word} at its mean activation, all others zero, less the decoded zero code."
         if traverse.sparse(evidence.codes)
-        else "The mean code with one unit a standard deviation higher, less the decoded mean code."
+        else (
+            f"The mean code with one {word} a standard deviation higher, less the decoded mean "
+            f"code."
+        )
     )
-    return _figure("Units, one by one", panels, f"{start} {note}")
+    return _figure(f"{word.capitalize()}s, one by one", panels, f"{start} {note}")
 
 
 def traversals(ae: Autoencoder, X: Any = None, *, row: int = 0, steps: int = 7) -> Figure:
@@ -128,20 +137,20 @@ def traversals_of(evidence: Evidence, place: int = 0, steps: int = 7) -> Figure:
     codes = traverse.traverse(model, own, values, chosen)
     panels = [p for i, d in enumerate(chosen) for p in _walk(evidence, schema, int(d), codes[i])]
     whose = f"row {evidence.rows[place]}"
-    silent = traverse.sparse(evidence.codes)
-    ends = "silence to the strongest activation" if silent else "the 2 % to the 98 % quantile"
+    silent, word = traverse.sparse(evidence.codes), unit(evidence.ae)
+    ends = "zero to the strongest activation" if silent else "the 2 % to the 98 % quantile"
     count = (
-        f"The {len(chosen)} of {size} units that move the output most. "
+        f"The {len(chosen)} of {size:,} {word}s that move the output most. "
         if len(chosen) < size
         else ""
     )
     note = (
-        f"{count}Each line runs from {ends} of a unit, all others held; the middle is the "
+        f"{count}Each line runs from {ends} of a {word}, all others held; the middle is the "
         f"reconstruction of {whose}."
     )
     pictures = any(isinstance(schema.fields[k], Image) for k in model.outputs)
     return Figure(
-        "Walks along the units", tuple(panels), note, tile=19, columns=2 if pictures else 3
+        f"Walks along the {word}s", tuple(panels), note, tile=19, columns=2 if pictures else 3
     )
 
 
@@ -207,9 +216,9 @@ def _in_units(own: Field, x: NDArray[Any]) -> list[str]:
 def _heat_line(row: tuple[str, str, NDArray[Any]], i: int, top: float) -> str:
     label, ends, change = row
     return (
-        draw.text(0, 20 * i + 13, draw.fitted(label, 112))
-        + draw.rect(118, 20 * i + 2, 96, 15, "ground")
-        + draw.image(signed_strip(change, top), 118, 20 * i + 2, 96, 15)
+        draw.text(0, 20 * i + 13, draw.fitted(label, 92))
+        + draw.rect(98, 20 * i + 2, 91, 15, "ground")
+        + draw.image(signed_strip(change, top), 98, 20 * i + 2, 91, 15)
         + draw.text(320, 20 * i + 13, shortened(ends, 18), anchor="end", kind="ink")
     )
 
@@ -226,7 +235,7 @@ def _drawn(
         most = PICTURES if isinstance(own, Image) else LISTS
         many = schema_name(name) if len(added) > 1 else ""
         if len(order) > most:
-            notes.append(f"The {most} strongest of {len(order)}{' for ' + name if many else ''}.")
+            notes.append(f"The {most} strongest of {len(order):,}{' for ' + name if many else ''}.")
         for d in map(int, order[:most]):
             if isinstance(own, Image):
                 panels.append(_picture(effect[:, d].reshape(own.shape), d, many))
@@ -257,7 +266,9 @@ def _picture(atom: NDArray[Any], unit: int, note: str) -> Panel:
     high = round(SIDE * atom.shape[0] / atom.shape[1], 1)
     uri, name = signed(atom, float(np.abs(atom).max())), f"latent{unit}"
     ground = draw.rect(0, 0, SIDE, high, "ground")
-    return Panel(ground + draw.image(uri, 0, 0, SIDE, high, f"unit {name}"), SIDE, high, name, note)
+    return Panel(
+        ground + draw.image(uri, 0, 0, SIDE, high, f"effect of {name}"), SIDE, high, name, note
+    )
 
 
 def shrunk(x: NDArray[Any], most: int = 56) -> NDArray[Any]:

@@ -9,6 +9,7 @@ import numpy as np
 from refold.errors import InputError
 from refold.estimator import Autoencoder
 from refold.report.charts import Axis, bars, line_chart
+from refold.report.evidence import is_dictionary
 from refold.report.figures import draw
 from refold.report.figures.figure import Figure, Panel
 from refold.report.text import number, shortened
@@ -34,6 +35,13 @@ def losses(ae: Autoencoder) -> Figure:
     if not found.panels:
         raise InputError("no steps were trained, so there are no losses to draw")
     return found
+
+
+def start_of(ae: Autoencoder) -> str:
+    """Say what the first point of the history is, which is before any step."""
+    if is_dictionary(ae):
+        return "where the directions are random"
+    return "where the decoder predicts a constant or the principal components"
 
 
 def losses_of(ae: Autoencoder) -> Figure:
@@ -131,7 +139,8 @@ def health_of(ae: Autoencoder) -> Figure:
         panels.append(
             Panel(draw.line_chart(chart, BOTTOM), *SIZE, "Norm of each layer's gradient,", note)
         )
-    dead = [(r["step"], r["dead_units"]) for r in history if "dead_units" in r]
+    # Of a sparse code, the figure of its density has their share.
+    dead = [(r["step"], r["dead_units"]) for r in history if "dead_units" in r and "l0" not in r]
     if len(dead) > 1 and any(v > 0 for _, v in dead):
         curve = ("held", [s for s, _ in dead], [v for _, v in dead])
         chart = line_chart("dead units", [curve], box=BOX, phases=phases, floor=0.0)
@@ -146,7 +155,7 @@ def health_of(ae: Autoencoder) -> Figure:
         used = history[best_row(history)]["usage"]
         marks = draw.line_chart(chart, BOTTOM)
         panels.append(Panel(marks, *SIZE, "Perplexity of the book,", f"{used:.0%} of it in use"))
-    return Figure("Health of training", tuple(panels), "", tuple(keys), tile=19, columns=2)
+    return Figure("Health of training", tuple(panels), "", tuple(keys), tile=19, most=23, columns=2)
 
 
 def _posterior(ae: Autoencoder, phases: Sequence[tuple[float, str]]) -> list[Panel]:
