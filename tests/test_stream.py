@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ from refold.data.sources import read
 from refold.data.streams import Stream, Streamed, mixing, opened, stream
 from refold.data.streams.ahead import ahead
 from refold.data.streams.budget import bytes_of
+from refold.data.streams.store import Cached
 from refold.errors import InputError
 from refold.training.fit import Progress
 
@@ -118,6 +120,21 @@ def test_an_epoch_has_each_row_once_and_follows_from_its_number(ragged, monkeypa
         again = places(feed, schema, 3, start)
         for mine, theirs in zip(again, found[start : start + 3], strict=False):
             np.testing.assert_array_equal(mine, theirs)
+    feed.close()
+
+
+def test_the_loop_reads_what_the_system_was_told_of_and_else_a_thread_does(ragged, monkeypatch):
+    feed, schema, _ = fed(ragged, monkeypatch, cached=True)
+    assert feed.store.foretold == hasattr(os, "posix_fadvise")
+    found = []
+    for foretold in (True, False):
+        monkeypatch.setattr(Cached, "foretold", foretold)
+        batches = feed.batches()
+        next(batches)
+        assert len(threads()) == (not foretold)
+        batches.close()
+        found.append(np.concatenate(places(feed, schema, 40)))
+    np.testing.assert_array_equal(*found)
     feed.close()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import count
@@ -43,8 +43,10 @@ class Streamed(Feed):
 
     An epoch is cut into windows of ``window`` rows, and each is a permutation of its own. Rows of
     one batch of B therefore come from the K blocks of a window, where K is most of them; by
-    :func:`refold.data.streams.mixing`, batches mix rows as well as :math:`1 / (1 + B / K)`. A
-    thread brings the next window in while batches of one leave, so there is memory for two.
+    :func:`refold.data.streams.mixing`, batches mix rows as well as :math:`1 / (1 + B / K)`. The
+    next window comes in while batches of one leave, so there is memory for two. The loop reads it
+    itself, a few blocks after each of some batches, where the system is told of them in time: on a
+    processor a thread more among those that meet in every product costs more than it does.
 
     ``sample`` are rows in memory to judge a model by; ``reading`` says how all others are read. The
     encoder sees the fields ``seen`` alone, where they are named.
@@ -87,20 +89,23 @@ class Streamed(Feed):
         self.store.close()
 
     def batches(self, start: int = 0, own: Own | None = None) -> Iterator[tuple[Batch, Batch]]:
-        """Batches made ahead by a thread, which ends with this loop."""
+        """Batches, made ahead by a thread where that gains time; it ends with this loop."""
         released()  # what learning from the sample left
         with returning():
             self.store.ready()
         some = self._several * self.size * self.store.layout.row_bytes
         depth = max(1, min(DEPTH, (self.reading.memory or 0) // QUEUE // some))
-        with returning(), closing(ahead(self._portions(start, own), depth)) as portioned:
+        portioned = self._portions(start, own)
+        if self.device.type != "cpu" or not self.store.foretold:
+            portioned = ahead(portioned, depth)
+        with returning(), closing(portioned):
             for arrays, sizes in portioned:
                 rows = batch_of(arrays).to(self.device)
                 for at in spans(sizes):
                     part = rows.rows(at)
                     yield part, part if self.seen is None else part.only(self.seen)
 
-    def _portions(self, start: int, own: Own | None) -> Iterator[tuple[Arrays, list[int]]]:
+    def _portions(self, start: int, own: Own | None) -> Generator[tuple[Arrays, list[int]]]:
         """Some batches at a time as arrays, while the next window is brought in."""
         layout = self.store.layout
         several = self._several

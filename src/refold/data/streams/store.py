@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -162,6 +163,11 @@ class Store(ABC):
     def ready(self) -> None:
         """Do what has to be done once, before there are any windows."""
 
+    @property
+    @abstractmethod
+    def foretold(self) -> bool:
+        """Whether the system brings in what is read next, so that reading does not wait."""
+
     @abstractmethod
     def windows(self, seed: int, epoch: int, size: int, first: int) -> Iterator[Filling]:
         """Windows of ``size`` rows, from number ``first`` on; each is filled before the next."""
@@ -195,6 +201,11 @@ class Cached(Store):
         self.files: dict[str, Any] = {}
 
     @property
+    def foretold(self) -> bool:
+        """Where the system can be told."""
+        return hasattr(os, "posix_fadvise")
+
+    @property
     def sentence(self) -> str:
         """How much lies where."""
         size = in_words(self.layout.row_bytes * len(self))
@@ -219,7 +230,10 @@ class Cached(Store):
             before = begin - (ends[low] - counts[low])  # and to the one before
             there[0] += before
             many[0] -= before
-            yield partial(self._read, there.tolist(), many.tolist())
+            places = there.tolist(), many.tolist()
+            if self.foretold:
+                self._foretell(*places)
+            yield partial(self._read, *places)
             begin += count
 
     def close(self) -> None:
@@ -227,6 +241,13 @@ class Cached(Store):
         for file in self.files.values():
             file.close()
         self.files = {}
+
+    def _foretell(self, starts: list[int], counts: list[int]) -> None:
+        """Have the system bring blocks in while rows of others are in use."""
+        for name, row in self.layout.room(1).items():
+            file, size = self.files[name].fileno(), row.nbytes
+            for start, count in zip(starts, counts, strict=True):
+                os.posix_fadvise(file, start * size, count * size, os.POSIX_FADV_WILLNEED)
 
     def _read(
         self, starts: list[int], counts: list[int], room: Arrays, wanted: NDArray[np.bool_] | None
@@ -287,6 +308,11 @@ class Decoded(Store):
         most = int(memory // max(1, encoding.source.opening))
         largest = max(encoding.source.groups)
         self.open = 1 if largest <= encoding.portion else max(1, min(OPEN, most))
+
+    @property
+    def foretold(self) -> bool:
+        """No: rows have to be decoded first."""
+        return False
 
     @property
     def sentence(self) -> str:
