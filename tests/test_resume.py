@@ -280,17 +280,27 @@ def test_a_disk_that_is_full_does_not_end_a_run(tmp_path, monkeypatch):
     assert ae.run_.stopped == "the budget was used"
 
 
-def test_an_interrupted_run_keeps_its_checkpoint(tmp_path):
+@pytest.mark.parametrize(
+    ("options", "ended"),
+    [
+        ({"epochs": 9}, "no improvement in 5 evaluations"),
+        ({"epochs": 9, "patience": 100}, "the budget was used"),
+    ],
+)
+def test_an_interrupted_run_keeps_its_checkpoint(tmp_path, options, ended):
     def watch(progress):
         if progress.step >= 20:
             raise KeyboardInterrupt
 
     with pytest.warns(UserWarning, match="interrupted"):
-        ae = Autoencoder(2, epochs=9).fit(rows(), checkpoint=tmp_path / "run", watch=watch)
+        ae = Autoencoder(2, **options).fit(rows(), checkpoint=tmp_path / "run", watch=watch)
     ae.save(tmp_path / "model")
-    resumed = Autoencoder(2, epochs=9).fit(rows(), checkpoint=tmp_path / "run", resume=True)
-    whole = Autoencoder(2, epochs=9).fit(rows())
+    resumed = Autoencoder(2, **options).fit(rows(), checkpoint=tmp_path / "run", resume=True)
+    whole = Autoencoder(2, **options).fit(rows())
     assert told(resumed)[1:] == told(whole)[1:]
+    assert resumed.run_.stopped == ended
+    resumed.save(tmp_path / "model")
+    assert not (tmp_path / "run").exists()
 
 
 def test_checkpoints_come_at_most_so_often(tmp_path, monkeypatch):

@@ -99,7 +99,8 @@ class Standing:
         known, device, run = kept.values, self.draw.device, self.run
         self.step, self.rate, self.waited = known["step"], known["rate"], known["waited"]
         self.anchor, self.lowest, self.done = known["anchor"], known["lowest"], known["done"]
-        run.history, run.stopped = known["history"], known["stopped"]
+        run.history = known["history"]
+        run.stopped = known["stopped"] if self.done else run.stopped
         run.best, self.began = run.history[known["best"]], self.began - known["seconds"]
         put_back(self.model, kept.part("model"))
         self.best = {k: v.to(device) for k, v in kept.part("best").items()}
