@@ -51,6 +51,7 @@ CASES = {
         nn.functional.relu(nn.functional.linear(x, x), inplace=True),
         (x @ x.T).relu(),
         (lambda y: y.relu() + y)(x @ x.T + 0),
+        (torch.ones(4, 6) @ torch.ones(6, 3)).relu() + x[:, :3],
     ],
     "convolutions": lambda x: [nn.functional.conv1d(x[None], torch.ones(2, len(x), 3))],
 }

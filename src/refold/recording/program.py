@@ -144,7 +144,7 @@ class _Builder:
         fixed = all(r.number in self.fixed for r in refs)
         mine = {self._address(r) for r in refs}
         aliases = [self._address(o) in mine for o in call.outs]
-        if self._constant(call, refs):
+        if after is None and self._constant(call, refs):
             self._fix(call)
             self.constants |= {o.number for o in call.outs}
         elif call.op._schema.is_mutable:
