@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -276,6 +277,38 @@ def test_columns_of_other_types_in_other_files(job: str, tmp_path: Path, home: P
     assert pf.read_table(parts)["name"].null_count == 9000
 
 
+def test_columns_in_another_order_in_other_text_files(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(6000, 4)) + 100 * np.arange(4)
+    table = pa.table({name: rows[:, i] for i, name in enumerate("abcd")})
+    pa_csv.write_csv(table.slice(0, 3000), tmp_path / "0.csv")
+    pa_csv.write_csv(table.slice(3000).select(["d", "c", "a"]), tmp_path / "1.csv")
+    refold.Autoencoder(recipe="imputation", epochs=1).fit(table).save(tmp_path / "model")
+    whole, parts = both(("impute", "model"), tmp_path, str(tmp_path / "*.csv"), ".npy", tmp_path)
+    np.testing.assert_allclose(np.load(parts), np.load(whole), rtol=1e-6)
+    assert np.load(parts)[3000:].mean(0).round(-2).tolist() == [0, 100, 200, 300]
+
+
+def test_types_that_nothing_holds_are_said_with_their_files(
+    home: Path, tmp_path: Path, parted: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = table_of(9000)
+    pq.write_table(table, tmp_path / "0.parquet")
+    pq.write_table(table.set_column(1, "x", table["c"]), tmp_path / "1.parquet")
+    assert run("embed", home / "model", tmp_path / "*.parquet", "--out", tmp_path / "z.npy") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "'x' has different types in different files: float in" in said
+    assert "0.parquet and string in" in said
+
+
+def test_an_infinity_is_said_with_the_rows_of_its_portion(tmp_path: Path, parted: None) -> None:
+    x = np.random.default_rng(0).normal(size=(40_000, 4)).astype(np.float32)
+    ae = refold.Autoencoder(2, epochs=1, memory="32MB").fit(x[:500])
+    x[30_000, 2] = np.inf
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(InputError, match=r"rows \d+ to \d+ of all: column 'x2' holds inf.* in row"):
+        ae.transform(tmp_path / "x.npy")
+
+
 # --- order and places --------------------------------------------------------------------------
 
 
@@ -291,6 +324,7 @@ def test_rows_come_in_order_and_can_be_picked(home: Path, parted: None) -> None:
     assert few.notes[0] == (
         f"the rows are a sample of {len(few):,} of {ROWS:,}, drawn from everywhere"
     )
+    np.testing.assert_array_equal(few.columns["id"].to_numpy(), few.places)
 
 
 def test_a_report_shows_a_sample_and_says_so(
@@ -299,7 +333,10 @@ def test_a_report_shows_a_sample_and_says_so(
     monkeypatch.setattr(portions, "SAMPLE", 2500)
     page = tmp_path / "page.html"
     assert run("report", home / "model", home / "*.parquet", "--out", page, "-q") == 0
-    assert "the rows are a sample of 2,500 of 20,001, drawn from everywhere" in page.read_text()
+    text = page.read_text()
+    assert "the rows are a sample of 2,500 of 20,001, drawn from everywhere" in text
+    numbers = [int(n) for n in re.findall(r"Row (\d+)", text)]
+    assert max(numbers) > 2500  # they count the rows of the files
 
 
 # --- what cannot be done in parts --------------------------------------------------------------

@@ -62,6 +62,8 @@ class Table:
     """Levels of the columns whose type gives them an order, from the lowest to the highest."""
     texts: tuple[str, ...] = ()
     """Columns that are running text, whatever their values look like."""
+    places: NDArray[np.int64] | None = None
+    """Where each row stands among those that it was drawn from; None where all are here."""
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()))) if self.columns else 0

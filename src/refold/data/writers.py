@@ -75,11 +75,7 @@ class Rows(Writer):
             self.file.close()
 
     def _alike(self, table: Arrow) -> Arrow:
-        if table.column_names != self.schema.names:
-            raise InputError(
-                f"later rows have other columns than the first: {', '.join(table.column_names)} "
-                f"instead of {', '.join(self.schema.names)}; {ELSE}"
-            )
+        refuse_others(table.column_names, self.schema.names)
         return pa.table([self._in_type(table[f.name], f) for f in self.schema], schema=self.schema)
 
     def _in_type(self, column: Arrow, own: Any) -> Arrow:
@@ -90,6 +86,15 @@ class Rows(Writer):
                 f"'{own.name}' is of type {own.type} in the first rows, which does not hold "
                 f"{column.type} of later ones; {ELSE}"
             ) from error
+
+
+def refuse_others(names: list[str], first: list[str]) -> None:
+    """Raise where later rows have other columns than the first, or in another order."""
+    if names != first:
+        raise InputError(
+            f"later rows have other columns than the first: {', '.join(names)} instead of "
+            f"{', '.join(first)}; {ELSE}"
+        )
 
 
 def scalars(columns: Columns) -> Arrow:
@@ -196,15 +201,17 @@ class Array(Writer):
 
     def __init__(self, path: Path) -> None:
         self.path, self.file = path, path.open("w+b")
-        self.rows, self.first = 0, np.empty(0)
+        self.rows, self.names = 0, list[str]()
+        self.first = np.empty(0)
         """A row less than one, which has the shape and the type of all."""
 
     def add(self, columns: Columns) -> None:
         """Write rows; those that are there change their type where it does not hold the new."""
         array = side_by_side(columns)
         if not self.rows:
-            self.first = array[:0]
+            self.names, self.first = list(columns), array[:0]
             self._head()
+        refuse_others(list(columns), self.names)
         if array.shape[1:] != self.first.shape[1:]:
             raise InputError(
                 f"later rows have shape {array.shape[1:]}, the first {self.first.shape[1:]}; {ELSE}"

@@ -69,6 +69,10 @@ class Data:
             return found
         return torch.ones_like(self.batch.x[name].flatten(1), dtype=torch.bool)
 
+    def number(self, row: int) -> int:
+        """Return what a row is called: its position where it comes from."""
+        return int(row if self.table.places is None else self.table.places[row])
+
     def raw(self, rows: NDArray[np.int64]) -> dict[str, Column]:
         """Columns as they were given, of the rows at the given positions."""
         return self.table.take(rows)
@@ -112,6 +116,11 @@ class Evidence:
     def rows(self) -> NDArray[np.int64]:
         """Positions of the shown rows in the data, or among those saved."""
         return np.arange(len(self.codes)) if self.data is None else self.data.rows
+
+    @property
+    def numbers(self) -> list[int]:
+        """What the shown rows are called."""
+        return list(map(int if self.data is None else self.data.number, self.rows))
 
     def given(self) -> Data:
         """Return the rows of data; an error where a figure needs them and none were given."""

@@ -53,7 +53,7 @@ def explorer(evidence: Evidence) -> dict[str, Any]:
         colours.append(_classes("cause", [str(c) for c in data.cause[data.rows]]))
         colours += columns(evidence)
     return {
-        "rows": list(range(len(codes))) if data is None else data.rows.tolist(),
+        "rows": evidence.numbers,
         "label": "row" if data is not None else "saved row",
         "axes": [*axes, {"name": "score", "values": rounded(evidence.score, 6)}],
         "colours": colours,

@@ -138,7 +138,7 @@ def filled_rows(evidence: Evidence) -> list[FilledRow]:
     order = [e for c in ae.schema_.order for e in blocks.get(c, (c,)) if e in cells]
     return [
         FilledRow(
-            int(row),
+            data.number(row),
             _gaps_first([cells[name][i] for name in order]),
             tuple(p[i] for p in pictures),
             tuple(c[i] for c in curves),

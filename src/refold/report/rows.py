@@ -123,7 +123,7 @@ def row_views(evidence: Evidence, rows: NDArray[np.int64]) -> list[RowView]:
     order = _ordered(schema.order, schema.fields, cells)
     return [
         RowView(
-            int(row),
+            data.number(row),
             number(float(data.score[row])),
             number(float(data.p_value[row])),
             bool(data.is_anomaly[row]),

@@ -17,12 +17,13 @@ from refold import inference
 from refold.casting import cast
 from refold.data.containers import PyArrow
 from refold.data.sources import read
+from refold.data.sources.files import unlike
 from refold.data.sources.memory import arrow_table
 from refold.data.streams import Stream, opened
 from refold.data.streams.ahead import ahead
 from refold.data.streams.budget import in_words, releasing, returning
 from refold.data.streams.look import Pieces, joined, spread
-from refold.data.streams.sources import ParquetFiles, Source
+from refold.data.streams.sources import ParquetFiles, Source, TextFiles
 from refold.errors import InputError
 from refold.table import Arrow, Column, Table, holds_lists
 
@@ -94,9 +95,17 @@ class Portions:
         To the last bit, but where memory holds fewer rows than are passed over together.
         """
         with closing(iter(self)) as tables:
+            begin = 0
             for table in tables:
-                with inference.among(self.among):
-                    found = work(table)
+                try:
+                    with inference.among(self.among):
+                        found = work(table)
+                except InputError as error:
+                    if not self.parted:
+                        raise
+                    said = f"rows {begin} to {begin + len(table) - 1} of all: {error}"
+                    raise InputError(said) from error
+                begin += len(table)
                 yield found
 
     def take(self, places: NDArray[np.int64]) -> Table:
@@ -112,9 +121,10 @@ class Portions:
         if isinstance(self.rows, Table):
             return self.rows
         fitting = int(self.rows.memory / COST / self.rows.source.row_bytes())
-        few = self.take(spread(len(self), min(SAMPLE, max(FEWEST, fitting)), seed))
+        places = spread(len(self), min(SAMPLE, max(FEWEST, fitting)), seed)
+        few = self.take(places)
         note = f"the rows are a sample of {len(few):,} of {len(self):,}, drawn from everywhere"
-        return replace(few, notes=(note, *few.notes))
+        return replace(few, notes=(note, *few.notes), places=places)
 
 
 def portioned(count: int, fitting: int, threads: int) -> tuple[int, int]:
@@ -168,6 +178,8 @@ class Form:
     @classmethod
     def of(cls, source: Source) -> Form:
         """Look at what files say of themselves; raises where their types have none in common."""
+        if isinstance(source, TextFiles):
+            return cls(source.types)
         said = source.kept if isinstance(source, ParquetFiles) else []
         schemas = [one.schema.to_arrow_schema().remove_metadata() for one in said]
         if all(schema.equals(schemas[0]) for schema in schemas):
@@ -186,13 +198,18 @@ class Form:
             )
             for columns in empty
         ]
-        try:
-            whole = pa.unify_schemas(scalars, promote_options="permissive")
-        except pa.ArrowException as error:
-            raise InputError(
-                f"columns have different types in different files ({error}); give each one type"
-            ) from error
-        return cls(dict(zip(whole.names, whole.types, strict=True)))
+        kinds: dict[str, Arrow] = {}
+        for name in dict.fromkeys(name for schema in scalars for name in schema.names):
+            own = [s.field(name) if name in s.names else None for s in scalars]
+            try:
+                whole = pa.unify_schemas(
+                    [pa.schema([f]) for f in own if f is not None], promote_options="permissive"
+                )
+            except pa.ArrowException as error:
+                found = [None if f is None else f.type for f in own]
+                raise unlike(name, found, source.paths) from error
+            kinds[name] = whole.field(0).type
+        return cls(kinds)
 
     def given(self, table: Table) -> Table:
         """Return rows of one file in these types, missing where the file has no such column."""

@@ -25,7 +25,7 @@ from refold.data.sources.delimited import consistent_delimiter, decoded, parse
 from refold.data.sources.memory import array_table, arrow_table, field_table, joined, named_block
 from refold.data.sources.stored import stored_safetensors
 from refold.errors import InputError
-from refold.table import Column, Table, holds_lists
+from refold.table import Arrow, Column, Table, holds_lists
 
 # Beyond what one expects: a damaged array header asks for more memory than there is, or is read as
 # Python and is none.
@@ -272,11 +272,20 @@ def _joined_scalars(
     try:
         return pa.concat_tables(parts, promote_options="permissive").column(0)
     except pa.ArrowException as error:
-        first: dict[str, Path] = {}
-        for file, column, part in zip(files, present, parts, strict=True):
-            if column is not None:
-                first.setdefault(str(part.column(0).type), file)
-        kinds = " and ".join(f"{kind} in {file}" for kind, file in first.items())
-        raise InputError(
-            f"column '{name}' has different types in different files: {kinds}; give it one"
-        ) from error
+        kinds = [
+            None if column is None else part.column(0).type
+            for column, part in zip(present, parts, strict=True)
+        ]
+        raise unlike(name, kinds, files) from error
+
+
+def unlike(name: str, kinds: Sequence[Arrow | None], files: Sequence[Path]) -> InputError:
+    """Say which types a column has, and in which files first; None where a file lacks it."""
+    first: dict[str, Path] = {}
+    for kind, file in zip(kinds, files, strict=True):
+        if kind is not None:
+            first.setdefault(str(kind), file)
+    each = " and ".join(f"{kind} in {file}" for kind, file in first.items())
+    return InputError(
+        f"column '{name}' has different types in different files: {each}; give it one"
+    )

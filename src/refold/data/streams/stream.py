@@ -229,9 +229,9 @@ def in_parts(path: Path, room: Room, told: Told = unheeded) -> Source | None:
         size = sum(unpacked(f) for f in files)
         if room.whose == GIVEN and PEAK * size > room.size:
             raise InputError(
-                f"{path}: learning from {in_words(size)} needs more memory than the "
-                f"{in_words(room.size)} given, and these files cannot be read in parts; give files "
-                f"of one of these formats, not packed: {' '.join(STREAMED)}"
+                f"{path}: all at once, {in_words(size)} take about {in_words(PEAK * size)}, more "
+                f"than the {in_words(room.size)} given, and these files cannot be read in parts; "
+                f"give files of one of these formats, not packed: {' '.join(STREAMED)}"
             )
         return None
     (kind,) = endings

@@ -132,8 +132,8 @@ def activity_of(evidence: Evidence) -> Figure:
     marks = [
         draw.rect(left, 0, WIDE - left, high, "ground"),
         draw.image(signed_strip(codes, top), left, 0, WIDE - left, high, "codes of rows"),
-        draw.text(left - 6, 10, f"row {evidence.rows[0]}", anchor="end"),
-        draw.text(left - 6, high, f"{evidence.rows[n - 1]}", anchor="end") if n > 1 else "",
+        draw.text(left - 6, 10, f"row {evidence.numbers[0]}", anchor="end"),
+        draw.text(left - 6, high, f"{evidence.numbers[n - 1]}", anchor="end") if n > 1 else "",
         draw.text(left - 6, high + 29, "use", anchor="end"),
         draw.path(f"M{left:g} {high + 32:g}H{WIDE:g}", "axis"),
     ]
@@ -260,7 +260,7 @@ def codes_of(evidence: Evidence) -> Figure:
             draw.rect(x, 0, 76, 76, "ground") + draw.image(uri, x, 0, 76, 76, name)
             for uri, name, x in boxes
         )
-        panels.append(Panel(marks, 244, 76, f"Row {row}"))
+        panels.append(Panel(marks, 244, 76, f"Row {data.number(row)}"))
     kinds = {
         (False, False): "",
         (True, False): " Inputs: their numbers, orange above the mean, blue below.",

@@ -136,7 +136,7 @@ def traversals_of(evidence: Evidence, place: int = 0, steps: int = 7) -> Figure:
     chosen = moving[np.sort(np.argsort(-moved, kind="stable")[:WALKS])]
     codes = traverse.traverse(model, own, values, chosen)
     panels = [p for i, d in enumerate(chosen) for p in _walk(evidence, schema, int(d), codes[i])]
-    whose = f"row {evidence.rows[place]}"
+    whose = f"row {evidence.numbers[place]}"
     silent, word = traverse.sparse(evidence.codes), unit(evidence.ae)
     ends = "zero to the strongest activation" if silent else "the 2 % to the 98 % quantile"
     count = (

@@ -71,7 +71,7 @@ def restoration_of(evidence: Evidence, corruption: Any = None, seed: int = 0) ->
             )
         )
         note = "" if found is None else _note(found, i)
-        panels.append(Panel(marks, 3 * SIDE + 12, SIDE, f"Row {row}", note))
+        panels.append(Panel(marks, 3 * SIDE + 12, SIDE, f"Row {data.number(row)}", note))
     words = "" if found is None else f" {found.sentence()}."
     note = f"Clean, corrupted (seed {seed}) and restored.{words}"
     return Figure("Restoration", tuple(panels), note, tile=15, most=26, columns=3)
