@@ -47,6 +47,15 @@ def test_clone_pickle_pipeline_and_search():
     assert search.best_params_ == {"latent": 2}
 
 
+def test_what_was_fitted_on_a_file_takes_an_array(tmp_path):
+    X = np.random.default_rng(0).normal(size=(200, 5))
+    np.save(tmp_path / "x.npy", X)
+    ae = Autoencoder(2, epochs=1).fit(tmp_path / "x.npy")
+    np.testing.assert_array_equal(ae.transform(X), ae.transform(tmp_path / "x.npy"))
+    with pytest.raises(ValueError, match="5 features"):
+        ae.transform(X[:, :4])
+
+
 def test_names_and_output_containers():
     X = pd.DataFrame(data(), columns=list("abcdef"), index=range(7, 127))
     ae = Autoencoder(latent=2, epochs=1).fit(X)

@@ -443,3 +443,10 @@ def test_pixels_in_another_unit_are_said():
         ae = refold.Autoencoder(2, epochs=1).fit(fitted)
         with pytest.warns(refold.InputWarning, match="they look like another unit"):
             ae.reconstruct(given)
+
+
+@pytest.mark.parametrize("kind", [None, "categorical", "ordinal"])
+def test_infinity_is_no_class(kind):
+    values = {"k": np.where(np.arange(60) == 7, np.inf, np.arange(60) % 3), "x": np.arange(60.0)}
+    with pytest.raises(InputError, match="'k' holds infinity"):
+        refold.Autoencoder(1, epochs=1, fields=None if kind is None else {"k": kind}).fit(values)

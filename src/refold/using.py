@@ -387,7 +387,9 @@ class Using(Judging, TransformerMixin):
         for name in NAMED:
             if hasattr(self, name):
                 delattr(self, name)
-        self.n_features_in_ = len(table.columns)
+        own = list(table.columns.values())
+        matrix = len(own) == 1 and isinstance(own[0], np.ndarray) and own[0].ndim == 2
+        self.n_features_in_ = own[0].shape[1] if matrix else len(own)
         if not any(isinstance(c, np.ndarray) for c in table.columns.values()):
             self.feature_names_in_ = np.array(list(table.columns), dtype=object)
 

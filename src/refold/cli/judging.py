@@ -75,7 +75,7 @@ def score(
     hidden = quiet or as_json
     with commands.remarks(quiet):
         flagged, drift = scoring.score(ae, rows, rule, out, hidden=hidden)
-    text = f"{counted(len(rows), 'row')} scored, {len(flagged)} of them anomalies {rule.words}"
+    text = f"{counted(len(rows), 'row')} scored, {len(flagged):,} of them anomalies {rule.words}"
     told = None if drift is None else drift.sentence
     commands.tell(out, text, quiet, as_json, anomalies=len(flagged), drift=told)
     if causes is not None:

@@ -54,6 +54,12 @@ class Classes(Field):
     def learn(self, columns: Mapping[str, Column]) -> tuple[list[list[Any]], list[str], bool]:
         """Sorted levels and type of each column, and whether any cell is missing."""
         seen = [scalar(columns[c]).unique().drop_null() for c in self.columns]
+        for name, values in zip(self.columns, seen, strict=True):
+            if pa.types.is_floating(values.type) and compute.any(compute.is_inf(values)).as_py():
+                raise InputError(
+                    f"column '{name}' holds infinity, which is no class; replace it or leave the "
+                    f"cell empty"
+                )
         levels = [sorted(plain_levels(values)) for values in seen]
         types = [str(scalar(columns[c]).type) for c in self.columns]
         return levels, types, any(scalar(columns[c]).null_count for c in self.columns)
