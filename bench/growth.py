@@ -146,9 +146,7 @@ def block(quick: bool, note: str, picture: Path) -> str:
     print(f"\n{NAME}", flush=True)
     by_rows, by_columns = measured(quick)
     draw(by_rows, by_columns, picture)
-    rows = [
-        ["rows", "microseconds a row", "in an epoch", "else", "fit of one epoch", "MiB (array)"]
-    ]
+    rows = [["rows", "in an epoch", "else", "together", "fit of one epoch", "MiB (array)"]]
     rows += [
         [
             f"{n:,}",
