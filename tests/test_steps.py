@@ -160,18 +160,26 @@ def test_rows_of_a_parameter_are_forgotten():
     assert moment[0].any()
 
 
-class Meddling(torch.nn.Module):
-    """A latent whose factor is decided outside of torch."""
+class Around(torch.nn.Module):
+    """A latent around another, which answers for it."""
 
-    def __init__(self, latent, factor):
+    def __init__(self, latent):
         super().__init__()
-        self.latent, self.factor = latent, factor
+        self.latent = latent
 
     def __getattr__(self, name):
         try:
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("latent"), name)
+
+
+class Meddling(Around):
+    """A latent whose factor is decided outside of torch."""
+
+    def __init__(self, latent, factor):
+        super().__init__(latent)
+        self.factor = factor
 
     def forward(self, h):
         return self.latent(h * self.factor())
@@ -283,18 +291,12 @@ def test_rounding_is_not_taken_for_a_change(monkeypatch):
     assert found.trusted
 
 
-class Branching(torch.nn.Module):
+class Branching(Around):
     """A latent with a shift that batches of an even number of rows do without."""
 
     def __init__(self, latent):
-        super().__init__()
-        self.latent, self.shift = latent, torch.nn.Parameter(torch.full((2,), 0.1))
-
-    def __getattr__(self, name):
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("latent"), name)
+        super().__init__(latent)
+        self.shift = torch.nn.Parameter(torch.full((2,), 0.1))
 
     def forward(self, h):
         return self.latent(h + self.shift if len(h) % 2 else h)

@@ -212,6 +212,16 @@ def test_an_array_takes_a_type_that_holds_all_its_rows(tmp_path, parts):
             ({"a": np.ones(2, np.int64)}, {"a": np.full(2, 0.5)}),
             "'a' is of type int64 in the first rows, which does not hold double of later ones",
         ),
+        (
+            "a.parquet",
+            ({"a": np.ones(2, np.float32)}, {"a": np.full(2, 1 / 3)}),
+            "'a' is of type float in the first rows, which does not hold double of later ones",
+        ),
+        (
+            "a.csv",
+            ({"a": np.ones(2, bool)}, {"a": np.full(2, 5)}),
+            "'a' is of type bool in the first rows, which does not hold int64 of later ones",
+        ),
         ("a.npy", ({"x": np.eye(2)}, {"x": np.eye(3)}), r"shape \(3,\), the first \(2,\)"),
         ("a.jsonl", ({"x": np.ones(1)}, {"x": np.array([np.inf])}), "Out of range float"),
     ],
@@ -220,6 +230,15 @@ def test_rows_that_do_not_go_with_the_first_leave_nothing(tmp_path, name, parts,
     with pytest.raises(InputError, match=message):
         added(tmp_path / name, *parts)
     assert not list(tmp_path.iterdir())
+
+
+def test_later_rows_take_a_type_that_holds_each_of_their_values(tmp_path):
+    later = np.array([0.5, np.nan, -3.0])
+    path = added(tmp_path / "a.parquet", {"a": np.ones(2)}, {"a": later.astype(np.float32)})
+    found = read(path).columns["a"].to_numpy()
+    np.testing.assert_array_equal(found, [1, 1, *later])
+    path = added(tmp_path / "b.parquet", {"a": np.ones(2, np.float32)}, {"a": later})
+    np.testing.assert_array_equal(read(path).columns["a"].to_numpy(), [1, 1, *later])
 
 
 def test_what_takes_all_rows_at_once_says_so(tmp_path):

@@ -79,13 +79,25 @@ class Rows(Writer):
         return pa.table([self._in_type(table[f.name], f) for f in self.schema], schema=self.schema)
 
     def _in_type(self, column: Arrow, own: Any) -> Arrow:
+        """Return a column in the type of the first rows, which has to hold each of its values."""
         try:
-            return column.cast(own.type)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            found = column.cast(own.type)
+            same = without_nans(found.cast(column.type)).equals(without_nans(column))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            found, same = column, False
+        if not same:
             raise InputError(
                 f"'{own.name}' is of type {own.type} in the first rows, which does not hold "
                 f"{column.type} of later ones; {ELSE}"
-            ) from error
+            )
+        return found
+
+
+def without_nans(column: Arrow) -> Arrow:
+    """Return a column with nothing in place of NaN, which JSON has not and nothing equals."""
+    if not pa.types.is_floating(column.type):
+        return column
+    return compute.if_else(compute.is_nan(column), None, column)
 
 
 def refuse_others(names: list[str], first: list[str]) -> None:
@@ -123,8 +135,7 @@ def without_nan(columns: Columns) -> Arrow:
     table = scalars(columns)
     for i, kind in enumerate(table.schema.types):
         if pa.types.is_floating(kind):
-            column = compute.if_else(compute.is_nan(table[i]), None, table[i])
-            table = table.set_column(i, table.field(i).name, column)
+            table = table.set_column(i, table.field(i).name, without_nans(table[i]))
     return table
 
 
